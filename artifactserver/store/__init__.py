@@ -1,0 +1,1 @@
+"""A content-addressed store, and small mutable records that point into it."""
