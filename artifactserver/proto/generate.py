@@ -21,18 +21,22 @@ def main() -> int:
     from grpc_tools import protoc  # type: ignore[import-untyped]
 
     sources = sorted(str(path.relative_to(ROOT)) for path in FOLDER.glob("*.proto"))
-    return int(
-        protoc.main(
-            [
-                "protoc",
-                f"--proto_path={ROOT}",
-                f"--proto_path={files('grpc_tools') / '_proto'}",
-                f"--python_out={ROOT}",
-                f"--pyi_out={ROOT}",
-                *sources,
-            ]
-        )
+    status = protoc.main(
+        [
+            "protoc",
+            f"--proto_path={ROOT}",
+            f"--proto_path={files('grpc_tools') / '_proto'}",
+            f"--python_out={ROOT}",
+            f"--pyi_out={ROOT}",
+            *sources,
+        ]
     )
+    for stub in FOLDER.glob("*_pb2.pyi"):
+        # protoc 31.0 names datetime in stubs without importing it.
+        text = stub.read_text()
+        if "datetime." in text and "import datetime\n" not in text:
+            stub.write_text("import datetime\n" + text)
+    return int(status)
 
 
 if __name__ == "__main__":
