@@ -25,10 +25,10 @@ class DigestFunction(enum.IntEnum):
 
 
 #: Bytes in a hash, by function.  The store's format has room for up to 64.
-HASH_BYTES = {DigestFunction.SHA256: 32}
+HASH_BYTES: dict[int, int] = {DigestFunction.SHA256: 32}
 
 #: A constructor with the interface of ``hashlib.sha256``, by function.
-HASHERS: dict[DigestFunction, Callable[..., Any]] = {DigestFunction.SHA256: hashlib.sha256}
+HASHERS: dict[int, Callable[..., Any]] = {DigestFunction.SHA256: hashlib.sha256}
 
 #: REAPI sizes are ``int64``; a larger one cannot have come from a valid message.
 MAX_SIZE = 2**63 - 1
@@ -86,11 +86,11 @@ class Digest:
 
     def hasher(self) -> Any:
         """A new hash object of this digest's function."""
-        return HASHERS[DigestFunction(self.key[0])]()
+        return HASHERS[self.key[0]]()
 
     def matches(self, content: bytes) -> bool:
         """Whether ``content`` is what this digest names."""
-        return len(content) == self.size and HASHERS[DigestFunction(self.key[0])](content).digest() == self.key[1:]
+        return len(content) == self.size and HASHERS[self.key[0]](content).digest() == self.key[1:]
 
     def __str__(self) -> str:
         return f"{self.hex}/{self.size}"

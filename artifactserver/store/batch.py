@@ -1,0 +1,221 @@
+"""What is committed together, and the order of steps that makes an acknowledgement true.
+
+1. The bytes of small blobs are appended to this process's pack, and files that are ready get their name in ``blobs/``.
+2. Pack and directories are synced.  Record changes are numbered under the index's write lock, so when a batch has
+   some, they are appended and the pack is synced after the transaction has begun.
+3. One transaction names it all in the index, durably.
+
+Only then may anybody be told that anything was stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from artifactserver.store import disk
+from artifactserver.store.files import FileName
+from artifactserver.store.index import (
+    DELETED,
+    OPEN,
+    SEALED,
+    SET,
+    Changes,
+    Index,
+    PackRow,
+    RecordRow,
+    encode_packed,
+    name_row,
+)
+from artifactserver.store.interface import Blob
+from artifactserver.store.layout import Layout
+from artifactserver.store.packs import (
+    KIND_BLOB,
+    KIND_RECORD,
+    PACK_BYTES,
+    PackWriter,
+    Place,
+    encode_head,
+    entry_bytes,
+)
+from artifactserver.store.records import Change, record_hash
+from artifactserver.store.uploads import Received
+
+#: What an edit does to the index, given the transaction; what it returns goes to whoever asked for it.
+Edit = Callable[[Changes], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one call wants to see committed: all of it, or nothing.
+
+    :ivar blobs: checked content for the pack.
+    :ivar file: a received file.
+    :ivar change: a change of a record.
+    :ivar epoch: the eviction epoch in which everything that the changed record requires was seen to be present.
+    :ivar edit: anything else; its result is the result of the whole.
+    :ivar done: fires with that result, or `None`, when all of it is durable.
+    """
+
+    blobs: Sequence[Blob] = ()
+    file: Received | None = None
+    change: Change | None = None
+    epoch: int = 0
+    edit: Edit | None = None
+    done: Deferred[Any] = field(default_factory=Deferred)
+
+    @property
+    def size(self) -> int:
+        """Bytes that go into the pack."""
+        return sum(blob.digest.size for blob in self.blobs)
+
+    @property
+    def appends(self) -> bool:
+        """Whether any of it goes into a pack."""
+        return bool(self.blobs) or self.change is not None
+
+
+class Batch:
+    """Several pieces of work on their way through the steps.
+
+    :param now: seconds since the epoch.
+    """
+
+    def __init__(self, works: Sequence[Work], layout: Layout, index: Index, now: float) -> None:
+        self._works = works
+        self._layout = layout
+        self._index = index
+        self._now = now
+        self._linked: list[Path] = []
+        #: What each piece of work came to; a `Failure` for one that failed by itself.
+        self.outcomes: list[Any] = [None] * len(works)
+        #: Whether a transaction that failed may have become durable all the same.
+        self.perhaps_committed = False
+
+    @property
+    def appends(self) -> bool:
+        return any(work.appends for work in self._works)
+
+    def commit(self, writer: PackWriter | None) -> None:
+        """Go through all the steps.
+
+        :param writer: the pack to append to, if there is anything to append.
+        :raises OSError: and `StoreError`: if any step fails; `undo` has to follow.
+        """
+        packed: dict[bytes, bytes] = {}
+        if writer is not None:
+            packed = self._append_blobs(writer)
+        self._link_files()
+        changed = any(work.change for work in self._works)
+        if packed and writer is not None and not changed:
+            writer.sync()
+        with self._index.change() as changes:
+            entries = len(packed)
+            if changed and writer is not None:
+                entries += self._append_changes(writer, changes)
+                writer.sync()
+            changes.put_packed(list(packed.items()))
+            replaced = self._name_files(changes)
+            for position, work in enumerate(self._works):
+                if work.edit is not None:
+                    self.outcomes[position] = work.edit(changes)
+            if writer is not None and entries:
+                self._advance(writer, entries, changes)
+            self.perhaps_committed = True
+        if writer is not None:
+            writer.committed = writer.end
+        for path in replaced:
+            disk.unlink(path)
+
+    def undo(self) -> None:
+        """Take back the names that a failed `commit` gave to files."""
+        for path in self._linked:
+            disk.unlink(path)
+
+    def _append_blobs(self, writer: PackWriter) -> dict[bytes, bytes]:
+        """Write all blobs to the pack; their rows, by key."""
+        pieces: list[bytes] = []
+        rows: dict[bytes, bytes] = {}
+        offset = writer.end
+        for work in self._works:
+            for blob in work.blobs:
+                key, content = blob.digest.key, blob.content
+                if key in rows:
+                    continue
+                length = len(content)
+                rows[key] = encode_packed(length, writer.pack, length, offset)
+                pieces += encode_head(KIND_BLOB, key[0], key[1:], content), content
+                offset += entry_bytes(len(key) - 1, length)
+        if pieces:
+            writer.append(pieces)
+        return rows
+
+    def _link_files(self) -> None:
+        """Give every received file its name in ``blobs/``; one that cannot have it fails alone."""
+        directories = set()
+        for position, work in enumerate(self._works):
+            if work.file is None:
+                continue
+            path = work.file.name.below(self._layout.blobs)
+            try:
+                if not path.parent.is_dir():
+                    path.parent.mkdir(exist_ok=True)
+                    disk.sync_directory(self._layout.blobs)
+                disk.link(work.file.path, path)
+            except OSError as error:
+                self.outcomes[position] = Failure(disk.failure(error, f"the upload {work.file.name}"))
+                continue
+            self._linked.append(path)
+            directories.add(path.parent)
+        for directory in sorted(directories):
+            disk.sync_directory(directory)
+
+    def _append_changes(self, writer: PackWriter, changes: Changes) -> int:
+        """Number and write all changes of records; how many there were."""
+        count = 0
+        for work in self._works:
+            change = work.change
+            if change is None:
+                continue
+            record = record_hash(change.key)
+            sequence = changes.count(b"sequence")
+            content = change.encode(sequence, self._now)
+            offset = writer.append([encode_head(KIND_RECORD, 0, record, content), content])
+            place = Place(writer.pack, offset, len(content))
+            key = change.key
+            changes.put_record(
+                record,
+                name_row(key.kind, key.instance, key.name, record),
+                RecordRow(SET, sequence, place, work.epoch, int(self._now))
+                if change.record is not None
+                else RecordRow(DELETED, sequence, place),
+            )
+            count += 1
+        return count
+
+    def _name_files(self, changes: Changes) -> list[Path]:
+        """Index the received files; the paths of those that they take the place of."""
+        replaced = []
+        for position, work in enumerate(self._works):
+            if work.file is None or self.outcomes[position] is not None:
+                continue
+            key = work.file.name.key
+            before = changes.put_file(key, work.file.row)
+            if before is not None and before.serial != work.file.name.serial:
+                replaced.append(FileName.of_row(key, before).below(self._layout.blobs))
+        return replaced
+
+    def _advance(self, writer: PackWriter, entries: int, changes: Changes) -> None:
+        """Note how far the pack reaches now."""
+        now = int(self._now)
+        row = changes.pack(writer.pack) or PackRow(OPEN, 0, 0, now, now)
+        state = OPEN if writer.end < PACK_BYTES else SEALED
+        changes.put_pack(
+            writer.pack,
+            replace(row, state=state, committed=writer.end, entries=row.entries + entries, renewed=now),
+        )

@@ -1,0 +1,163 @@
+"""Group commit: one thread commits what all calls have handed in while the batch before was under way.
+
+The thread is the only one in this process that writes to packs and to the index.  When a batch fails, nobody in it is
+told that anything was stored.  After a failed write or sync nothing is known about the pack's newest bytes: they are
+cut off, and the pack is sealed and never appended to again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from artifactserver.store import disk
+from artifactserver.store.batch import Batch, Work
+from artifactserver.store.index import OPEN, SEALED, Index
+from artifactserver.store.interface import StoreBroken, StoreError
+from artifactserver.store.layout import Layout
+from artifactserver.store.packs import PackWriter, pack_name
+
+#: Bytes of blobs after which a batch takes no more work: what is handed in then waits for the next one.
+BATCH_BYTES = 32 * 1024 * 1024
+
+#: A pack that got its row this many seconds ago and still has no file never will: its process died in between.
+ORPHAN_SECONDS = 3600
+
+
+class Committer:
+    """The only writer of this process.
+
+    :param deliver: calls a function with arguments in the thread where answers are wanted (``callFromThread``).
+    :param now: seconds since the epoch.
+    """
+
+    _log = Logger()
+
+    def __init__(self, layout: Layout, index: Index, deliver: Callable[..., object], now: Callable[[], float]) -> None:
+        self._layout = layout
+        self._index = index
+        self._deliver = deliver
+        self._now = now
+        self._waiting: list[Work] = []
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="committer")
+        self._writer: PackWriter | None = None
+        #: Packs that failed in our hands, in case that even sealing them failed.
+        self._distrusted: set[int] = set()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Commit what was handed in, and end.  It waits for that, so it belongs into a thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def submit(self, work: Work) -> Deferred[Any]:
+        """Commit ``work`` with the next batch.
+
+        :return: fires when it is durable, with the result of its edit; fails with a `StoreError`.
+        """
+        with self._wake:
+            if self._stopping:
+                work.done.errback(StoreBroken("the server is shutting down"))
+            else:
+                self._waiting.append(work)
+                self._wake.notify()
+        return work.done
+
+    def _run(self) -> None:
+        while works := self._next():
+            self._deliver(_answer, works, self._commit(works))
+        if self._writer is not None:
+            self._writer.close()
+
+    def _next(self) -> list[Work]:
+        """Wait for work; nothing when it is time to end."""
+        with self._wake:
+            while not self._waiting and not self._stopping:
+                self._wake.wait()
+            size = 0
+            for count, work in enumerate(self._waiting):
+                if size >= BATCH_BYTES:
+                    works = self._waiting[:count]
+                    del self._waiting[:count]
+                    return works
+                size += work.size
+            works, self._waiting = self._waiting, []
+            return works
+
+    def _commit(self, works: Sequence[Work]) -> list[Any]:
+        """What each piece of work came to; a `Failure` for one that failed."""
+        batch = Batch(works, self._layout, self._index, self._now())
+        try:
+            if batch.appends and self._writer is None:
+                self._writer = self._open_writer()
+            batch.commit(self._writer if batch.appends else None)
+        except Exception as error:
+            failure = Failure(self._failed(error, batch))
+            return [failure for _ in works]
+        if self._writer is not None and self._writer.full:
+            self._writer.close()
+            self._writer = None
+        return batch.outcomes
+
+    def _failed(self, error: Exception, batch: Batch) -> StoreError:
+        """Clean up after a batch that failed; the error for everybody in it."""
+        self._log.failure("writing to the repository failed: {error}", error=error)
+        try:
+            batch.undo()
+            if batch.appends:
+                self._give_up_pack(batch.perhaps_committed)
+        except (OSError, StoreError) as second:
+            self._log.error("cleaning up after that failed: {error}", error=second)
+        if isinstance(error, StoreError):
+            return error
+        if isinstance(error, OSError):
+            return disk.failure(error, "the upload")
+        return StoreBroken("the server failed to store this; its log has the details")
+
+    def _give_up_pack(self, keep_end: bool) -> None:
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        self._distrusted.add(writer.pack)
+        try:
+            if not keep_end:
+                writer.cut_back()
+            with self._index.change() as changes:
+                changes.set_pack_state(writer.pack, SEALED)
+        finally:
+            writer.close()
+
+    def _open_writer(self) -> PackWriter:
+        """Take over a pack that nobody appends to any more, or begin a new one."""
+        now = int(self._now())
+        with self._index.change() as changes:
+            for pack, row in changes.packs():
+                if row is None or row.state != OPEN or pack in self._distrusted:
+                    continue
+                fd = PackWriter.seize(self._layout.packs, pack)
+                if fd is not None:
+                    writer = PackWriter.take_over(pack, fd, row.committed)
+                    if writer is not None:
+                        return writer
+                    self._log.error("pack {pack} has been cut short; what is left stays readable", pack=pack)
+                    changes.set_pack_state(pack, SEALED)
+                elif now - row.made > ORPHAN_SECONDS and not (self._layout.packs / pack_name(pack)).exists():
+                    changes.drop_pack(pack)
+            pack = changes.new_pack(now)
+        return PackWriter.create(self._layout.packs, pack)
+
+
+def _answer(works: Sequence[Work], outcomes: Sequence[Any]) -> None:
+    for work, outcome in zip(works, outcomes, strict=True):
+        work.done.callback(outcome)  # a Failure makes it fail

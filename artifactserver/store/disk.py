@@ -1,0 +1,94 @@
+"""Every step by which something becomes durable on disk: write, sync, link, unlink.
+
+They stand in one place so that the order of them can be read, and so that tests can make each one fail.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from artifactserver.store.interface import NoRoom, StoreBroken, StoreError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+#: Buffers that one ``writev`` takes on every system we run on (POSIX promises 16, Linux and the BSDs take 1024).
+_IOV_MAX = 512
+
+
+def write(fd: int, content: bytes, offset: int) -> None:
+    """Write all of ``content`` at ``offset``."""
+    written = os.pwrite(fd, content, offset)
+    if written < len(content):
+        view = memoryview(content)
+        while written < len(content):
+            written += os.pwrite(fd, view[written:], offset + written)
+
+
+def write_pieces(fd: int, pieces: Sequence[bytes], offset: int) -> None:
+    """Write ``pieces`` one after the other from ``offset`` on."""
+    for start in range(0, len(pieces), _IOV_MAX):
+        group = pieces[start : start + _IOV_MAX]
+        length = sum(map(len, group))
+        if os.pwritev(fd, group, offset) < length:
+            write(fd, b"".join(group), offset)
+        offset += length
+
+
+def sync(fd: int) -> None:
+    """Returns when everything written to ``fd``, and its length, would survive a power cut."""
+    os.fdatasync(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """Returns when the names in the directory would survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def truncate(fd: int, length: int) -> None:
+    os.ftruncate(fd, length)
+
+
+def reserve(fd: int, length: int) -> None:
+    """Give the file ``length`` bytes of disk space, so that writing them cannot fail for want of it."""
+    if length:
+        os.posix_fallocate(fd, 0, length)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; the target must be new."""
+    os.link(source, target)
+
+
+def unlink(path: Path) -> None:
+    """Remove a name, if it is there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def failure(error: OSError, doing: str) -> StoreError:
+    """The store's error for one of the operating system's, in words for the peer that waits for an answer."""
+    if error.errno in _FULL:
+        return NoRoom(f"the server's disk is full: {doing} was given up")
+    return StoreBroken(f"the server's disk failed: {doing} was given up")
+
+
+class Descriptor:
+    """A file open for reading, closed when the last one who uses it lets go of it, in whatever thread that is."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)

@@ -1,0 +1,281 @@
+"""Checking a repository: is every blob what its digest says, and does every row of the index lead to what it names?
+
+Packs are read from end to end, in order, and so is every file; the index is walked in slices.  It may run beside a
+server: content only ever gets added at the end, and what is added meanwhile is left for the next check.  Memory does
+not grow with the number of blobs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, maybeDeferred
+
+from artifactserver.store.batch import Work
+from artifactserver.store.damage import Quarantine
+from artifactserver.store.digest import HASHERS, Digest
+from artifactserver.store.files import Checksums, FileName, blocks_of
+from artifactserver.store.index import PACKED, PACKED_BYTES, SET, FileRow, Index, RecordRow, unpack_packed
+from artifactserver.store.packs import (
+    KIND_BLOB,
+    KIND_RECORD,
+    Damage,
+    DamagedEntry,
+    Entry,
+    Place,
+    entry_bytes,
+    pack_name,
+    read_entry,
+    scan,
+)
+from artifactserver.store.records import WrittenChange
+from artifactserver.store.repository import Repository
+
+#: Problems that are named one by one; of the rest only the number is given.
+NAMED_PROBLEMS = 1000
+
+
+class Progress(Protocol):
+    """Somebody who watches."""
+
+    def begin(self, doing: str, total: int) -> None:
+        """A step of ``total`` bytes begins."""
+
+    def advance(self, count: int) -> None:
+        """``count`` more bytes of it are done."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found.
+
+    :ivar problems: a sentence for each of the first `NAMED_PROBLEMS`.
+    """
+
+    blobs: int = 0
+    records: int = 0
+    content_bytes: int = 0
+    problem_count: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def problem(self, sentence: str) -> None:
+        self.problem_count += 1
+        if len(self.problems) < NAMED_PROBLEMS:
+            self.problems.append(sentence)
+
+
+def content_of_file(path: Path, progress: Progress) -> tuple[bool, FileRow | None]:
+    """Whether a large blob's file holds what its name says, and the row that it should have in the index."""
+    name = FileName.parse(path.name)
+    if name is None:
+        return False, None
+    hasher, checksums, size = HASHERS[name.function](), Checksums(), 0
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        used = int(os.fstat(fd).st_mtime)
+        for block in blocks_of(fd):
+            hasher.update(block)
+            checksums.update(block)
+            size += len(block)
+            progress.advance(len(block))
+    finally:
+        os.close(fd)
+    return hasher.digest() == name.hash, FileRow(size, name.serial, used, checksums.value())
+
+
+def is_what_it_says(entry: Entry) -> bool:
+    """Whether an entry with a right checksum also has the content that its digest names."""
+    if entry.kind == KIND_RECORD:
+        return WrittenChange.decode(entry.content) is not None
+    hasher = HASHERS.get(entry.function)
+    return entry.kind == KIND_BLOB and hasher is not None and hasher(entry.content).digest() == entry.hash
+
+
+def large_files(blobs: Path) -> Iterator[Path]:
+    """Every file below ``blobs/`` that has the name of a large blob."""
+    for directory in sorted(blobs.iterdir()):
+        if directory.is_dir():
+            for path in sorted(directory.iterdir()):
+                if FileName.parse(path.name) is not None:
+                    yield path
+
+
+def check(path: Path, progress: Progress, repair: bool = False) -> Report:
+    """Check everything in the repository at ``path``.
+
+    :param repair: put aside what is damaged, so that it is missing from now on and clients upload it again.
+    :raises RepositoryProblem: if the repository cannot be opened.
+    """
+    repository = Repository(path)
+    try:
+        return _Check(repository, progress, repair).run()
+    finally:
+        repository.close()
+
+
+class _Check:
+    def __init__(self, repository: Repository, progress: Progress, repair: bool) -> None:
+        self._layout = repository.layout
+        self._index: Index = repository.index
+        self._progress = progress
+        self._repair = repair
+        self._quarantine = Quarantine(self._layout, self._commit)
+        self._report = Report()
+
+    def _commit(self, work: Work) -> Deferred[Any]:
+        def commit() -> Any:
+            with self._index.change() as changes:
+                return work.edit(changes) if work.edit is not None else None
+
+        return maybeDeferred(commit)
+
+    def run(self) -> Report:
+        committed = dict(self._index.committed_packs())
+        files = self._index.counters()["file_bytes"]
+        self._progress.begin("checking", sum(committed.values()) + files)
+        sound: Counter[int] = Counter()
+        for pack, length in committed.items():
+            sound[pack] = self._scan_pack(pack, length)
+        named: Counter[int] = Counter()
+        for key, value in self._rows("blobs"):
+            self._report.blobs += 1
+            if len(value) == PACKED_BYTES and value[0] == PACKED:
+                named[unpack_packed(value)[2]] += 1
+            else:
+                self._check_file(key, value)
+        doubtful = {pack for pack in named if named[pack] != sound[pack]}
+        if doubtful:
+            self._check_packed(doubtful)
+        self._check_records()
+        self._check_orphans()
+        return self._report
+
+    def _rows(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        after = b""
+        while rows := self._index.rows(table, after):
+            yield from rows
+            after = rows[-1][0]
+
+    def _scan_pack(self, pack: int, length: int) -> int:
+        """How many rows of the index lead to a sound blob in this pack."""
+        path = self._layout.packs / pack_name(pack)
+        sound = 0
+        group: list[Entry] = []
+        try:
+            if length and path.stat().st_size < length:
+                self._report.problem(f"{path} has been cut short: {length} bytes are committed")
+            for found in scan(path, length):
+                if isinstance(found, Damage):
+                    self._report.problem(
+                        f"{path} is damaged at {found.offset}: {found.length} bytes belong to no entry"
+                    )
+                    self._progress.advance(found.length)
+                    continue
+                self._progress.advance(entry_bytes(len(found.hash), found.stored))
+                if not is_what_it_says(found):
+                    self._report.problem(f"{path} holds content at {found.offset} that is not what its digest says")
+                elif found.kind == KIND_BLOB:
+                    group.append(found)
+                    if len(group) == 1000:
+                        sound += self._count_named(pack, group)
+                        group = []
+        except FileNotFoundError:
+            if length:
+                self._report.problem(f"{path} is missing")
+        return sound + self._count_named(pack, group)
+
+    def _count_named(self, pack: int, entries: list[Entry]) -> int:
+        values, _ = self._index.look_up([bytes([entry.function]) + entry.hash for entry in entries])
+        count = 0
+        for entry, value in zip(entries, values, strict=True):
+            if value is not None and len(value) == PACKED_BYTES and value[0] == PACKED:
+                _, size, there, stored, offset = unpack_packed(value)
+                if (there, offset, stored, size) == (pack, entry.offset, entry.stored, entry.stored):
+                    count += 1
+                    self._report.content_bytes += size
+        return count
+
+    def _check_packed(self, packs: set[int]) -> None:
+        """Find the rows that do not lead to a sound blob, in packs where some do not."""
+        for key, value in self._rows("blobs"):
+            if len(value) != PACKED_BYTES or value[0] != PACKED:
+                continue
+            _, size, pack, stored, offset = unpack_packed(value)
+            if pack not in packs:
+                continue
+            place = Place(pack, offset, stored)
+            digest = Digest(key, size)
+            reason = self._trouble(digest, place)
+            if reason is not None:
+                self._report.problem(f"blob {digest} is damaged: {reason}")
+                if self._repair:
+                    Deferred.fromCoroutine(self._quarantine.packed(digest, value, place, reason))
+
+    def _trouble(self, digest: Digest, place: Place) -> str | None:
+        try:
+            fd = os.open(self._layout.packs / pack_name(place.pack), os.O_RDONLY)
+        except OSError as error:
+            return str(error)
+        try:
+            content = read_entry(fd, place, KIND_BLOB, digest.key[0], digest.hash, wait=True)
+        except (DamagedEntry, OSError) as error:
+            return str(error)
+        finally:
+            os.close(fd)
+        return None if digest.matches(content) else "the content has another hash"
+
+    def _check_file(self, key: bytes, value: bytes) -> None:
+        row = FileRow.decode(value)
+        digest = Digest(key, row.size if row is not None else 0)
+        reason = None
+        if row is None:
+            reason = "its row in the index is damaged"
+        else:
+            path = FileName.of_row(key, row).below(self._layout.blobs)
+            try:
+                sound, there = content_of_file(path, self._progress)
+                if not sound or there is None or (there.size, there.checksums) != (row.size, row.checksums):
+                    reason = f"{path} does not hold what its name says"
+            except OSError as error:
+                reason = str(error)
+        if reason is None:
+            self._report.content_bytes += digest.size
+        elif self._index.look_up([key])[0] == [value]:  # else it was replaced or removed while we looked
+            self._report.problem(f"blob {digest} is damaged: {reason}")
+            if self._repair:
+                Deferred.fromCoroutine(self._quarantine.filed(digest, value, reason))
+
+    def _check_records(self) -> None:
+        for record, value in self._rows("records"):
+            row = RecordRow.decode(value)
+            if row is None:
+                self._report.problem(f"the index row of record {record.hex()} is damaged")
+                continue
+            if row.state != SET:
+                continue
+            try:
+                fd = os.open(self._layout.packs / pack_name(row.place.pack), os.O_RDONLY)
+                try:
+                    content = read_entry(fd, row.place, KIND_RECORD, 0, record, wait=True)
+                finally:
+                    os.close(fd)
+                if WrittenChange.decode(content) is None:
+                    raise DamagedEntry("it is no change of a record")
+                self._report.records += 1
+            except (DamagedEntry, OSError) as error:
+                self._report.problem(f"record {record.hex()} is damaged: {error}")
+
+    def _check_orphans(self) -> None:
+        for path in large_files(self._layout.blobs):
+            name = FileName.parse(path.name)
+            if name is None or (self._layout.incoming / path.name).exists():
+                continue
+            value = self._index.look_up([name.key])[0][0]
+            row = FileRow.decode(value) if value is not None else None
+            if (row is None or row.serial != name.serial) and path.exists():
+                self._report.problem(f"{path} is not in the index: 'artifactserver fsck --rebuild-index' takes it in")

@@ -1,0 +1,297 @@
+"""The store on a local disk: packs for what is small, files for what is large, LMDB to find it, one committer.
+
+Everything here runs in the reactor's thread.  Records point at blobs; a record is handed out only while everything it
+requires is present, and that is looked up again when something was removed since the last time, or when the last time
+is long ago.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+
+from artifactserver.store.batch import Work
+from artifactserver.store.committer import Committer
+from artifactserver.store.damage import Quarantine
+from artifactserver.store.digest import EMPTY, Digest, Digests
+from artifactserver.store.index import PACKED, PACKED_BYTES, SET, Changes, FileRow, RecordRow, unpack_packed
+from artifactserver.store.interface import (
+    BadReference,
+    Blob,
+    BlobReader,
+    BlobTooLarge,
+    ContentMismatch,
+    Incomplete,
+    Record,
+    RecordKey,
+    StoreError,
+)
+from artifactserver.store.packs import KIND_RECORD, DamagedEntry
+from artifactserver.store.reading import Reading
+from artifactserver.store.records import Change, WrittenChange, record_hash
+from artifactserver.store.repository import Repository
+from artifactserver.store.room import Room
+from artifactserver.store.trees import require_all
+from artifactserver.store.uploads import FileUpload
+
+#: Blobs up to this size, in bytes, share packs; larger ones get a file each.
+SMALL_BYTES = 64 * 1024
+
+#: The largest blob that is taken: its checksums have to fit into a row of the index.
+MAX_BLOB_BYTES = 64 * 1024**3
+
+#: Seconds for which what is used is kept at least: what clients assume (Bazel, Buck2).
+MIN_LIFETIME = 3 * 3600
+
+#: Seconds after which a new use of a large file, or of what a record reaches, is noted again.
+TOUCH_SECONDS = MIN_LIFETIME // 3
+
+#: Threads that wait for the disk: reads of what is not in memory, and large uploads.
+DISK_THREADS = 4
+
+
+class LocalStore:
+    """The `artifactserver.store.interface.Store` in the repository at ``path``.
+
+    :param reactor: where the methods are called.
+    :param now: seconds since the epoch.
+    :param head_room_min: bytes of the disk that uploads leave free.
+    """
+
+    _log = Logger()
+    max_blob_size = MAX_BLOB_BYTES
+
+    def __init__(self, path: Path, *, reactor: Any, now: Callable[[], float], head_room_min: int) -> None:
+        self._path = path
+        self._reactor = reactor
+        self._now = now
+        self._room = Room(path, head_room_min)
+        self._pool = ThreadPool(minthreads=1, maxthreads=DISK_THREADS, name="disk")
+
+    def start(self) -> None:
+        """Open the repository, which must have been prepared, and start the threads: after any fork.
+
+        :raises RepositoryProblem: if it cannot be used.
+        """
+        self._repository = Repository(self._path)
+        self._index = self._repository.index
+        self._repository.sweep()
+        layout = self._repository.layout
+        self._committer = Committer(layout, self._index, self._reactor.callFromThread, self._now)
+        self._quarantine = Quarantine(layout, self._committer.submit)
+        self._reading = Reading(layout, self._index, self._in_thread, self._quarantine)
+        self._pool.start()
+        self._committer.start()
+
+    async def stop(self) -> None:
+        """Finish what was handed in, and let go of everything."""
+        await self._in_thread(self._committer.stop)
+        self._pool.stop()
+        self._reading.close()
+        self._repository.close()
+
+    def tidy(self) -> None:
+        """What has to be done from time to time: free the index's reader slots of processes that died."""
+        cleared = self._index.clear_dead_readers()
+        if cleared:
+            self._log.info("cleared {count} index readers of processes that died", count=cleared)
+
+    # Blobs
+
+    async def find_missing(self, digests: Digests) -> list[int]:
+        values, table = self._reading.look_up(digests)
+        sizes, ready = digests.sizes, table.ready
+        missing = []
+        retiring: list[int] = []
+        unused: dict[bytes, bytes] = {}
+        used = int(self._now())
+        for position, value in enumerate(values):
+            if value is None:
+                missing.append(position)
+            elif len(value) == PACKED_BYTES and value[0] == PACKED:
+                _, size, pack, _, _ = unpack_packed(value)
+                if size != sizes[position]:
+                    missing.append(position)
+                elif pack not in ready:
+                    (retiring if pack in table.retiring else missing).append(position)
+            else:
+                row = FileRow.decode(value)
+                if row is None or row.size != sizes[position]:
+                    missing.append(position)
+                elif used - row.used > TOUCH_SECONDS:
+                    unused[digests.keys[position]] = value
+        if unused:
+            self._touch(unused, used)
+        if retiring:
+            missing += await self._rescue(digests, retiring)
+            missing.sort()
+        if not missing:
+            return missing
+        distinct = {digests.keys[position] for position in missing}
+        if len(distinct) == len(missing) and EMPTY.key not in distinct:
+            return missing
+        return _wanted(digests, missing)
+
+    async def read_many(self, digests: Digests) -> list[bytes | None]:
+        return await self._reading.contents(digests)
+
+    async def open(self, digest: Digest) -> BlobReader:
+        return await self._reading.open(digest)
+
+    async def add_many(self, blobs: Sequence[Blob]) -> list[StoreError | None]:
+        outcomes: list[StoreError | None] = [_mismatch(blob) for blob in blobs]
+        sound = [blob for blob, outcome in zip(blobs, outcomes, strict=True) if outcome is None]
+        wanted = Digests.of(blob.digest for blob in sound)
+        missing = [sound[position] for position in await self.find_missing(wanted)]
+        failed: dict[bytes, StoreError] = {}
+        small = [blob for blob in missing if blob.digest.size <= SMALL_BYTES]
+        large = [blob for blob in missing if blob.digest.size > SMALL_BYTES]
+        pending: list[Deferred[StoreError | None]] = [Deferred.fromCoroutine(self._add_large(blob)) for blob in large]
+        try:
+            if small:
+                with self._room.promise(sum(blob.digest.size for blob in small)):
+                    await self._committer.submit(Work(blobs=small))
+        except StoreError as error:
+            failed.update((blob.digest.key, error) for blob in small)
+        for blob, outcome in zip(large, await gatherResults(pending, consumeErrors=True), strict=True):
+            if outcome is not None:
+                failed[blob.digest.key] = outcome
+        if not failed:
+            return outcomes
+        return [outcome or failed.get(blob.digest.key) for blob, outcome in zip(blobs, outcomes, strict=True)]
+
+    async def upload(self, digest: Digest, caller: str) -> FileUpload:
+        if digest.size > self.max_blob_size:
+            raise BlobTooLarge(f"blob {digest} is larger than this server takes: {self.max_blob_size} bytes")
+        self._room.enter(caller, digest.size)
+        upload = FileUpload(
+            self._repository.layout.incoming,
+            digest,
+            self._in_thread,
+            lambda received: self._committer.submit(Work(file=received)),
+            self._now,
+            lambda: self._room.leave(caller, digest.size),
+        )
+        try:
+            with self._room.promise(digest.size):
+                await upload.begin()
+        except BaseException:
+            upload.close()
+            raise
+        return upload
+
+    async def _add_large(self, blob: Blob) -> StoreError | None:
+        try:
+            upload = await self.upload(blob.digest, "")
+            try:
+                await upload.write(blob.content)
+                await upload.commit()
+            finally:
+                upload.close()
+        except StoreError as error:
+            return error
+        return None
+
+    async def _rescue(self, digests: Digests, positions: Sequence[int]) -> list[int]:
+        """Make blobs durable elsewhere whose pack is about to go; the positions of those that are missing."""
+        wanted = Digests.of(digests[position] for position in positions)
+        contents = await self._reading.contents(wanted)
+        found = [Blob(digest, content) for digest, content in zip(wanted, contents, strict=True) if content is not None]
+        if found:
+            await self._committer.submit(Work(blobs=found))
+        return [position for position, content in zip(positions, contents, strict=True) if content is None]
+
+    def _touch(self, values: dict[bytes, bytes], used: int) -> None:
+        def edit(changes: Changes) -> None:
+            for key, value in values.items():
+                changes.touch_file(key, value, used)
+
+        self._in_passing(Work(edit=edit))
+
+    # Records
+
+    async def get_record(self, key: RecordKey) -> Record | None:
+        hash = record_hash(key)
+        row, epoch, record = await self._read_record(key, hash)
+        if row is None or record is None or (record.expires is not None and record.expires <= self._now()):
+            return None
+        now = int(self._now())
+        if row.epoch != epoch or now - row.walked > TOUCH_SECONDS:
+            try:
+                await require_all(self, record.references, self._give_way)
+            except (Incomplete, BadReference) as error:
+                self._log.debug("record {name} is not handed out: {error}", name=key.name, error=error)
+                return None
+            sequence = row.sequence
+            self._in_passing(Work(edit=lambda changes: changes.note_walk(hash, sequence, epoch, now)))
+        return record
+
+    async def set_record(self, record: Record) -> None:
+        _, _, epoch = self._index.look_up_record(record_hash(record.key))
+        await require_all(self, record.references, self._give_way)
+        await self._committer.submit(Work(change=Change(record.key, record), epoch=epoch))
+
+    async def delete_record(self, key: RecordKey) -> bool:
+        row, _, _ = self._index.look_up_record(record_hash(key))
+        if row is None or row.state != SET:
+            return False
+        await self._committer.submit(Work(change=Change(key, None)))
+        return True
+
+    async def _read_record(self, key: RecordKey, hash: bytes) -> tuple[RecordRow | None, int, Record | None]:
+        """A record's row, the eviction epoch of that moment, and the record."""
+        for last_try in (False, True):
+            row, table, epoch = self._index.look_up_record(hash)
+            if row is None or row.state != SET or row.place.pack not in table.all:
+                return None, epoch, None
+            try:
+                content = await self._reading.entry(row.place, KIND_RECORD, 0, hash)
+                written = WrittenChange.decode(content)
+                if written is not None and written.change.key == key:
+                    return row, epoch, written.change.record
+                raise DamagedEntry("it is not the change of this record")
+            except (DamagedEntry, OSError) as error:
+                if last_try:
+                    await self._quarantine.record(key, hash, row, str(error))
+        return None, 0, None
+
+    # Threads and time
+
+    def _in_thread(self, function: Callable[[], Any]) -> Deferred[Any]:
+        return deferToThreadPool(self._reactor, self._pool, function)
+
+    def _in_passing(self, work: Work) -> None:
+        """Commit something that nobody waits for."""
+        self._committer.submit(work).addErrback(
+            lambda failure: self._log.warn("the index could not be updated: {error}", error=failure.value)
+        )
+
+    def _give_way(self) -> Awaitable[None]:
+        return deferLater(self._reactor, 0)
+
+
+def _mismatch(blob: Blob) -> ContentMismatch | None:
+    if blob.digest.matches(blob.content):
+        return None
+    if len(blob.content) != blob.digest.size:
+        return ContentMismatch(f"{len(blob.content)} bytes were uploaded for blob {blob.digest}")
+    return ContentMismatch(f"what was uploaded for blob {blob.digest} has another hash")
+
+
+def _wanted(digests: Digests, positions: Sequence[int]) -> list[int]:
+    """The first position of each distinct digest, but for that of the empty blob, which needs no upload."""
+    seen = {(EMPTY.key, EMPTY.size)}
+    wanted = []
+    for position in positions:
+        named = digests.keys[position], digests.sizes[position]
+        if named not in seen:
+            seen.add(named)
+            wanted.append(position)
+    return wanted

@@ -1,0 +1,317 @@
+"""Packs: append-only files that hold many small blobs, and every change of a record.
+
+``packs/<id>.pack``, the id as 16 hexadecimal digits, counting up.  A pack is a row of entries with nothing between
+them, before them or behind them.  An entry describes itself, so a lost index can be made again from the packs::
+
+    offset  bytes  what (integers are big-endian)
+         0      4  magic, "ASe1"
+         4      4  CRC-32 (zlib's) of everything in the entry that follows this field
+         8      1  kind: 1 blob, 2 record change
+         9      1  encoding of the payload: 0 as it is (others are reserved)
+        10      1  digest function, REAPI's number; 0 for a record change
+        11      1  length of the hash, 0 to 64
+        12      4  length of the content once decoded
+        16      4  length of the payload as it stands here
+        20      h  hash: the blob's, or the record key's (see `artifactserver.store.records`)
+      20+h      p  payload
+
+The index knows how far each pack is *committed*.  Bytes beyond that belong to a batch that was never acknowledged:
+whoever takes the pack over cuts them off before it appends.  A process appends only to a pack on whose file it holds
+an exclusive ``flock``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifactserver.store import disk
+
+#: A pack that is this long or longer takes no further batch.
+PACK_BYTES = 256 * 1024 * 1024
+
+#: Packs kept open for reading by one process; the one read longest ago is closed first.
+OPEN_PACKS = 128
+
+KIND_BLOB = 1
+KIND_RECORD = 2
+ENCODING_IDENTITY = 0
+
+MAGIC = b"ASe1"
+_HEADER = struct.Struct(">4sIBBBBII")
+_CHECKED_FROM = 8
+_CRC = struct.Struct(">I")
+_DESCRIPTION = struct.Struct(">BBBBII")
+_LONGEST_HASH = 64
+
+#: Reads only what the page cache holds, and fails instead of waiting for a disk; 0 where the system has no such flag.
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+
+
+class DamagedEntry(Exception):
+    """The bytes where an entry should be are not that entry."""
+
+
+class NotResident(Exception):
+    """The bytes are not in memory: reading them would wait for a disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an entry stands.
+
+    :ivar pack: the id of its pack.
+    :ivar offset: where the entry begins, in bytes.
+    :ivar stored: the length of its payload as it stands there.
+    """
+
+    pack: int
+    offset: int
+    stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a scan finds: an entry whose checksum is right."""
+
+    kind: int
+    function: int
+    hash: bytes
+    offset: int
+    stored: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What a scan finds where there is no valid entry: ``length`` bytes that belong to none."""
+
+    offset: int
+    length: int
+
+
+def pack_name(pack: int) -> str:
+    """The file name of a pack."""
+    return f"{pack:016x}.pack"
+
+
+def pack_ids(directory: Path) -> list[int]:
+    """The ids of all packs that have a file, in order."""
+    return sorted(
+        int(name[:16], 16)
+        for name in os.listdir(directory)
+        if len(name) == 21 and name.endswith(".pack") and set(name[:16]) <= set("0123456789abcdef")
+    )
+
+
+def encode_head(kind: int, function: int, hash: bytes, content: bytes) -> bytes:
+    """What goes before ``content`` to make an entry of it."""
+    length = len(content)
+    described = _DESCRIPTION.pack(kind, ENCODING_IDENTITY, function, len(hash), length, length) + hash
+    return MAGIC + _CRC.pack(zlib.crc32(content, zlib.crc32(described))) + described
+
+
+def entry_bytes(hash_bytes: int, stored: int) -> int:
+    """The length of a whole entry."""
+    return _HEADER.size + hash_bytes + stored
+
+
+def read_entry(fd: int, place: Place, kind: int, function: int, hash: bytes, wait: bool) -> bytes:
+    """The content of the entry at ``place``, which must be the one that the other arguments describe.
+
+    :param wait: whether to wait for the disk.
+    :raises NotResident: if ``wait`` is false and the content is not in memory.
+    :raises DamagedEntry: if anything there is not as it was written.
+    """
+    length = _HEADER.size + len(hash) + place.stored
+    if wait or not _NOWAIT:
+        raw = os.pread(fd, length, place.offset)
+    else:
+        buffer = bytearray(length)
+        try:
+            got = os.preadv(fd, (buffer,), place.offset, _NOWAIT)
+        except BlockingIOError:
+            raise NotResident from None
+        except OSError:  # a file system without this flag
+            got = os.preadv(fd, (buffer,), place.offset)
+        if 0 < got < length:
+            raise NotResident
+        raw = memoryview(buffer)[:got]  # type: ignore[assignment]
+    if len(raw) != length:
+        raise DamagedEntry(f"the pack ends at {place.offset + len(raw)}, inside the entry")
+    start = _HEADER.size + len(hash)
+    described = _DESCRIPTION.pack(kind, ENCODING_IDENTITY, function, len(hash), place.stored, place.stored) + hash
+    if raw[:4] != MAGIC or raw[_CHECKED_FROM:start] != described:
+        raise DamagedEntry("another entry stands there, or none")
+    with memoryview(raw) as view:
+        if zlib.crc32(view[_CHECKED_FROM:]) != _CRC.unpack_from(raw, 4)[0]:
+            raise DamagedEntry("its checksum is wrong")
+        return bytes(view[start:])
+
+
+class PackWriter:
+    """The one pack that this process appends to.
+
+    :ivar pack: its id.
+    :ivar committed: the length up to which the index vouches for it.
+    """
+
+    def __init__(self, pack: int, fd: int, committed: int) -> None:
+        self.pack = pack
+        self.committed = committed
+        self._end = committed
+        self._fd = fd
+
+    @classmethod
+    def create(cls, directory: Path, pack: int) -> PackWriter:
+        """A new and empty pack, its name already durable.
+
+        :raises FileExistsError: if there is a file of that name.
+        """
+        fd = os.open(directory / pack_name(pack), os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            disk.sync_directory(directory)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(pack, fd, 0)
+
+    @staticmethod
+    def seize(directory: Path, pack: int) -> int | None:
+        """A locked descriptor of a pack that nobody appends to any more, or `None` if somebody does."""
+        try:
+            fd = os.open(directory / pack_name(pack), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        return fd
+
+    @classmethod
+    def take_over(cls, pack: int, fd: int, committed: int) -> PackWriter | None:
+        """Go on with a seized pack behind what the index vouches for; `None` if even that much is not there."""
+        length = os.fstat(fd).st_size
+        if length < committed:
+            os.close(fd)
+            return None
+        if length > committed:
+            disk.truncate(fd, committed)
+        return cls(pack, fd, committed)
+
+    @property
+    def full(self) -> bool:
+        return self.committed >= PACK_BYTES
+
+    @property
+    def end(self) -> int:
+        """The length of the pack with everything that was appended, committed or not."""
+        return self._end
+
+    def append(self, pieces: list[bytes]) -> int:
+        """Write ``pieces`` at the end; the offset at which they begin."""
+        start = self._end
+        disk.write_pieces(self._fd, pieces, start)
+        self._end = start + sum(map(len, pieces))
+        return start
+
+    def sync(self) -> None:
+        disk.sync(self._fd)
+
+    def advance(self) -> None:
+        """Everything appended is committed now."""
+        self.committed = self._end
+
+    def cut_back(self) -> None:
+        """Take back what was appended since the last commit."""
+        disk.truncate(self._fd, self.committed)
+        self._end = self.committed
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class PackFiles:
+    """The packs of a repository, open for reading; used by one thread, though what it hands out may travel."""
+
+    def __init__(self, directory: Path, limit: int = OPEN_PACKS) -> None:
+        self._directory = directory
+        self._limit = limit
+        self._open: OrderedDict[int, disk.Descriptor] = OrderedDict()
+
+    def descriptor(self, pack: int) -> disk.Descriptor:
+        """:raises FileNotFoundError: if the pack has no file."""
+        found = self._open.get(pack)
+        if found is None:
+            found = self._open[pack] = disk.Descriptor(self._directory / pack_name(pack))
+            if len(self._open) > self._limit:
+                self._open.popitem(last=False)
+        elif len(self._open) == self._limit:
+            self._open.move_to_end(pack)
+        return found
+
+    def forget(self, keep: frozenset[int]) -> None:
+        """Let go of every pack that is not among ``keep``: its file may be gone, and must not fill the disk."""
+        for pack in [pack for pack in self._open if pack not in keep]:
+            del self._open[pack]
+
+    def close(self) -> None:
+        self._open.clear()
+
+
+def scan(path: Path, until: int | None = None) -> Iterator[Entry | Damage]:
+    """Everything in a pack, in order; stretches that are no valid entry are passed over and reported.
+
+    :param until: look no further than this offset.
+    """
+    with open(path, "rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        if until is not None:
+            length = min(length, until)
+        if not length:
+            return
+        with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as pack:
+            offset = 0
+            while offset < length:
+                entry = _entry_at(pack, offset, length)
+                if entry is not None:
+                    yield entry
+                    offset += entry_bytes(len(entry.hash), entry.stored)
+                    continue
+                start = offset
+                while offset < length:
+                    offset = pack.find(MAGIC, offset + 1, length)
+                    if offset == -1:
+                        offset = length
+                    elif _entry_at(pack, offset, length) is not None:
+                        break
+                yield Damage(start, offset - start)
+
+
+def _entry_at(pack: mmap.mmap, offset: int, length: int) -> Entry | None:
+    if offset + _HEADER.size > length:
+        return None
+    magic, crc, kind, encoding, function, hash_bytes, size, stored = _HEADER.unpack_from(pack, offset)
+    start = offset + _HEADER.size + hash_bytes
+    if (
+        magic != MAGIC
+        or encoding != ENCODING_IDENTITY
+        or hash_bytes > _LONGEST_HASH
+        or size != stored
+        or start + stored > length
+    ):
+        return None
+    with memoryview(pack) as view:
+        if zlib.crc32(view[offset + _CHECKED_FROM : start + stored]) != crc:
+            return None
+    return Entry(kind, function, pack[offset + _HEADER.size : start], offset, stored, pack[start : start + stored])

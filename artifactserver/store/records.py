@@ -1,0 +1,102 @@
+"""Records on disk: a change of a record is a `RecordChange` message, the content of an entry in a pack.
+
+A record's hash is the SHA-256 of its key: the kind (1 byte), then the instance, the name, and each name and value of
+the qualifiers in turn, every one as its length in bytes (8, big-endian) and its UTF-8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from artifactserver.proto import records_pb2
+from artifactserver.store.digest import Digest, DigestFunction
+from artifactserver.store.interface import Record, RecordKey, RecordKind, Reference, Shape
+
+_NS = 1_000_000_000
+
+
+def record_hash(key: RecordKey) -> bytes:
+    """The 32 bytes under which the index knows the record."""
+    parts = [key.instance, key.name]
+    for name, value in key.qualifiers:
+        parts += name, value
+    hasher = hashlib.sha256(bytes([key.kind]))
+    for part in parts:
+        encoded = part.encode("utf-8")
+        hasher.update(len(encoded).to_bytes(8, "big") + encoded)
+    return hasher.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happened to one record: it was set, or (without a record) deleted."""
+
+    key: RecordKey
+    record: Record | None
+
+    def encode(self, sequence: int, now: float) -> bytes:
+        """The content of the entry that says so.
+
+        :param sequence: the change's place among all changes.
+        :param now: seconds since the epoch.
+        """
+        message = records_pb2.RecordChange(
+            sequence=sequence,
+            time_ns=int(now * _NS),
+            operation=records_pb2.SET if self.record is not None else records_pb2.DELETE,
+            kind=self.key.kind,
+            instance=self.key.instance,
+            name=self.key.name,
+        )
+        for name, value in self.key.qualifiers:
+            message.qualifiers.add(name=name, value=value)
+        if self.record is not None:
+            message.value = self.record.value
+            message.expires_ns = int((self.record.expires or 0) * _NS)
+            for reference in self.record.references:
+                digest = reference.digest
+                message.references.add(
+                    key=digest.key, size=digest.size, shape=reference.shape.value, required=reference.required
+                )
+        return message.SerializeToString()
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenChange:
+    """A change, read back.
+
+    :ivar order: of two changes of one record, the one with the greater order stands.
+    """
+
+    order: tuple[int, int]
+    change: Change
+
+    @classmethod
+    def decode(cls, content: bytes) -> WrittenChange | None:
+        """The change that an entry holds, or `None` for one that this version cannot understand."""
+        message = records_pb2.RecordChange()
+        try:
+            message.ParseFromString(content)
+            key = RecordKey(
+                RecordKind(message.kind),
+                message.instance,
+                message.name,
+                tuple((qualifier.name, qualifier.value) for qualifier in message.qualifiers),
+            )
+            record = None
+            if message.operation == records_pb2.SET:
+                references = []
+                for reference in message.references:
+                    DigestFunction(reference.key[0])
+                    digest = Digest(reference.key, reference.size)
+                    references.append(Reference(digest, Shape(reference.shape), reference.required))
+                expires = message.expires_ns / _NS if message.expires_ns else None
+                record = Record(key, message.value, tuple(references), expires, message.time_ns / _NS)
+            elif message.operation != records_pb2.DELETE:
+                return None
+        except (DecodeError, ValueError, IndexError):
+            return None
+        return cls((message.sequence, message.time_ns), Change(key, record))

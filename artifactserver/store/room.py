@@ -1,0 +1,78 @@
+"""How much space uploads may still take: the disk's free space, less the head room that has to stay free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from artifactserver.store.interface import NoRoom, TooBusy
+
+#: A caller with an upload under way may bring what its uploads reserve up to this share of the room there is.  Its
+#: only upload may take all of it.
+CALLER_SHARE = 0.5
+
+#: Uploads of large blobs that one caller, and all callers together, may have under way.
+CALLER_UPLOADS = 128
+ALL_UPLOADS = 1024
+
+
+class Room:
+    """The free space of the file system that holds ``path``.
+
+    :param head_room: bytes that uploads must leave free.
+    """
+
+    def __init__(self, path: Path, head_room: int, statvfs: Callable[[Path], Any] = os.statvfs) -> None:
+        self._path = path
+        self._head_room = head_room
+        self._statvfs = statvfs
+        self._promised = 0
+        self._callers: dict[str, list[int]] = {}
+
+    def available(self) -> int:
+        """Bytes that uploads may still take, besides those that have been accepted already."""
+        status = self._statvfs(self._path)
+        return status.f_bavail * status.f_frsize - self._head_room - self._promised
+
+    def require(self, size: int) -> None:
+        """:raises NoRoom: if ``size`` more bytes would eat into the head room."""
+        if size > self.available():
+            raise NoRoom(
+                f"the server has no room for {size} more bytes: it keeps {self._head_room} bytes of its disk free"
+            )
+
+    @contextmanager
+    def promise(self, size: int) -> Iterator[None]:
+        """Count ``size`` bytes as taken while they are not yet on disk.
+
+        :raises NoRoom: if there is no space for them.
+        """
+        self.require(size)
+        self._promised += size
+        try:
+            yield
+        finally:
+            self._promised -= size
+
+    def enter(self, caller: str, size: int) -> None:
+        """Admit one upload of ``size`` bytes; `leave` has to follow.
+
+        :raises TooBusy: if too many uploads are under way.
+        :raises NoRoom: if there is no space for this one, or not for this caller.
+        """
+        sizes = self._callers.get(caller, [])
+        if len(sizes) >= CALLER_UPLOADS or sum(map(len, self._callers.values())) >= ALL_UPLOADS:
+            raise TooBusy("too many large uploads are under way: try again when some of them have finished")
+        self.require(size)
+        if sizes and sum(sizes) + size > CALLER_SHARE * (self.available() + sum(sizes)):
+            raise NoRoom("the uploads that this client has under way reserve too much of the server's disk")
+        self._callers.setdefault(caller, []).append(size)
+
+    def leave(self, caller: str, size: int) -> None:
+        sizes = self._callers[caller]
+        sizes.remove(size)
+        if not sizes:
+            del self._callers[caller]

@@ -1,0 +1,146 @@
+"""Everything that a record reaches: is all of it present?
+
+A tree of REAPI ``Directory`` messages is visited level by level and by unique digest, never by path, so a tree in
+which the same folder occurs a million times costs no more than one in which it occurs once.  Asking for a blob's
+presence is using it, so a walk also extends the life of everything that it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from artifactserver.proto import remote_execution_pb2
+from artifactserver.store.digest import Digest, Digests, InvalidDigest
+from artifactserver.store.interface import BadReference, Incomplete, Reference, Shape
+
+#: Different blobs that one record may reach.
+MAX_REACHED = 2_000_000
+#: The longest ``Directory`` message that is read, in bytes: some 300,000 files in one folder.
+MAX_DIRECTORY_BYTES = 32 * 1024 * 1024
+#: How deep folders may be nested.
+MAX_DEPTH = 1_000
+
+#: Digests looked up, and bytes of ``Directory`` messages read, before the reactor gets a turn.
+SLICE_DIGESTS = 2_000
+SLICE_BYTES = 512 * 1024
+
+
+class Blobs(Protocol):
+    """What a walk needs of a store."""
+
+    async def find_missing(self, digests: Digests) -> list[int]: ...
+
+    async def read_many(self, digests: Digests) -> list[bytes | None]: ...
+
+
+async def require_all(blobs: Blobs, references: Sequence[Reference], give_way: Callable[[], Awaitable[None]]) -> None:
+    """Look whether everything that ``references`` require is present, all the way down.
+
+    :param give_way: its awaitable lets others have the thread for a moment.
+    :raises Incomplete: if something is missing.
+    :raises BadReference: if a directory is none, or the whole is beyond the bounds.
+    """
+    walk = _Walk(blobs, give_way)
+    await walk.visit([reference for reference in references if reference.required])
+    for reference in references:
+        if not reference.required:
+            with suppress(Incomplete):
+                await walk.visit([reference])
+
+
+@dataclass(slots=True)
+class _Walk:
+    blobs: Blobs
+    give_way: Callable[[], Awaitable[None]]
+    seen_blobs: set[bytes] = field(default_factory=set)
+    seen_directories: set[bytes] = field(default_factory=set)
+
+    async def visit(self, references: Iterable[Reference]) -> None:
+        files: list[Digest] = []
+        level: list[Digest] = []
+        for reference in references:
+            (level if reference.shape is Shape.DIRECTORY else files).append(reference.digest)
+        depth = 0
+        while True:
+            await self._require(self._unseen(files, self.seen_blobs))
+            level = self._unseen(level, self.seen_directories)
+            if not level:
+                return
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise BadReference(f"the tree is nested more than {MAX_DEPTH} folders deep")
+            files, level = await self._children(level)
+
+    def _unseen(self, digests: Iterable[Digest], seen: set[bytes]) -> list[Digest]:
+        """Those that have not been visited yet, each once; they are taken as visited from now on."""
+        fresh: dict[bytes, Digest] = {}
+        for digest in digests:
+            name = digest.key + digest.size.to_bytes(8, "big")
+            if name not in seen:
+                fresh[name] = digest
+        seen.update(fresh)
+        if len(self.seen_blobs) + len(self.seen_directories) > MAX_REACHED:
+            raise BadReference(f"the tree has more than {MAX_REACHED} different files and folders")
+        return list(fresh.values())
+
+    async def _require(self, digests: list[Digest]) -> None:
+        for start in range(0, len(digests), SLICE_DIGESTS):
+            if start:
+                await self.give_way()
+            wanted = Digests.of(digests[start : start + SLICE_DIGESTS])
+            missing = await self.blobs.find_missing(wanted)
+            if missing:
+                raise _incomplete([wanted[position] for position in missing])
+
+    async def _children(self, directories: list[Digest]) -> tuple[list[Digest], list[Digest]]:
+        """The files and the folders that stand in ``directories``."""
+        files: list[Digest] = []
+        folders: list[Digest] = []
+        for wanted in _slices(directories):
+            contents = await self.blobs.read_many(wanted)
+            missing = [digest for digest, content in zip(wanted, contents, strict=True) if content is None]
+            if missing:
+                raise _incomplete(missing)
+            for digest, content in zip(wanted, contents, strict=True):
+                _read_directory(digest, content or b"", files, folders)
+            await self.give_way()
+        return files, folders
+
+
+def _slices(directories: list[Digest]) -> Iterable[Digests]:
+    group: list[Digest] = []
+    size = 0
+    for digest in directories:
+        if digest.size > MAX_DIRECTORY_BYTES:
+            raise BadReference(f"{digest} is too large for a Directory message")
+        if group and (size + digest.size > SLICE_BYTES or len(group) == SLICE_DIGESTS):
+            yield Digests.of(group)
+            group, size = [], 0
+        group.append(digest)
+        size += digest.size
+    yield Digests.of(group)
+
+
+def _read_directory(digest: Digest, content: bytes, files: list[Digest], folders: list[Digest]) -> None:
+    try:
+        message = remote_execution_pb2.Directory.FromString(content)
+        for nodes, found in ((message.files, files), (message.directories, folders)):
+            found.extend(
+                Digests.parse(
+                    [node.digest.hash for node in nodes],
+                    [node.digest.size_bytes for node in nodes],
+                )
+            )
+    except (DecodeError, InvalidDigest) as error:
+        raise BadReference(f"{digest} is not a Directory message: {error}") from error
+
+
+def _incomplete(missing: list[Digest]) -> Incomplete:
+    named = ", ".join(str(digest) for digest in missing[:3])
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return Incomplete(f"content is missing from this server: {named}{more}", missing)

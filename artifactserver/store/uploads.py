@@ -1,0 +1,242 @@
+"""Large uploads on their way in.
+
+Each has a file in ``incoming/`` under the name that it will have in ``blobs/``, locked by the process that receives
+it.  When all bytes are there, hashed as they came and synced, the committer gives the file its second name in
+``blobs/`` and commits its row in the index; only then is the first name removed.  So wherever a crash strikes, what is
+left in ``incoming/`` tells the next start what to clear away, in both places, without a look at anything else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from artifactserver.store import disk
+from artifactserver.store.digest import Digest
+from artifactserver.store.files import Checksums, FileName
+from artifactserver.store.index import FileRow
+from artifactserver.store.interface import ContentMismatch
+
+#: Bytes of one upload that are gathered before a thread hashes and writes them.  As many again may be in that thread.
+GATHER_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A whole blob in ``incoming/``, checked and synced, but not yet in the index."""
+
+    name: FileName
+    path: Path
+    row: FileRow
+
+
+class IncomingFile:
+    """The file of one upload.  Its methods wait for the disk and belong into a thread; one at a time."""
+
+    def __init__(self, directory: Path, digest: Digest) -> None:
+        self._digest = digest
+        self._hasher = digest.hasher()
+        self._checksums = Checksums()
+        self._length = 0
+        self.name, self._fd = _create(directory, digest)
+        self.path = directory / str(self.name)
+        try:
+            disk.reserve(self._fd, digest.size)
+        except OSError as error:
+            self.discard()
+            raise disk.failure(error, f"the upload of blob {digest}") from error
+
+    def absorb(self, pieces: list[bytes]) -> None:
+        """Hash and write the next bytes."""
+        for piece in pieces:
+            self._hasher.update(piece)
+            self._checksums.update(piece)
+        try:
+            disk.write_pieces(self._fd, pieces, self._length)
+        except OSError as error:
+            raise disk.failure(error, f"the upload of blob {self._digest}") from error
+        self._length += sum(map(len, pieces))
+
+    def finish(self, now: int) -> Received:
+        """Check and sync the whole blob.
+
+        :raises ContentMismatch: if the bytes are not what the digest says.
+        """
+        if self._length != self._digest.size:
+            raise ContentMismatch(f"{self._length} bytes were uploaded for blob {self._digest}")
+        if self._hasher.digest() != self._digest.hash:
+            raise ContentMismatch(f"what was uploaded for blob {self._digest} has the hash {self._hasher.hexdigest()}")
+        try:
+            disk.sync(self._fd)
+        except OSError as error:
+            raise disk.failure(error, f"the upload of blob {self._digest}") from error
+        row = FileRow(self._length, self.name.serial, now, self._checksums.value())
+        return Received(self.name, self.path, row)
+
+    def discard(self) -> None:
+        """Remove the name in ``incoming/``, if it is still there, and let go of the file."""
+        disk.unlink(self.path)
+        os.close(self._fd)
+
+
+def _create(directory: Path, digest: Digest) -> tuple[FileName, int]:
+    while True:
+        name = FileName.new(digest)
+        fd = os.open(directory / str(name), os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:
+                return name, fd
+        except BlockingIOError:
+            pass
+        os.close(fd)  # another process that is just starting took it for a left-over
+
+
+def sweep(incoming: Path, blobs: Path, indexed: Callable[[FileName], bool]) -> int:
+    """Clear away what uploads of processes that died have left; how many there were.
+
+    :param indexed: whether the index says that the blob is in the file of this name.
+    """
+    swept = 0
+    for entry in os.listdir(incoming):
+        path = incoming / entry
+        name = FileName.parse(entry)
+        if name is None:
+            continue
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not indexed(name):
+                disk.unlink(name.below(blobs))
+            disk.unlink(path)
+            swept += 1
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
+    return swept
+
+
+class FileUpload:
+    """One blob on its way into a file of its own, as the services see it.
+
+    At most one job of an upload is under way at a time: a thread that hashes and writes, or the committer.  While it
+    is, the next bytes gather; who brings more than `GATHER_BYTES` of them waits.  An upload that is closed in the
+    middle of a job is discarded when the job has ended, so nothing is pulled from under it.
+
+    :param directory: ``incoming/``.
+    :param run: runs a function in a thread that may wait for the disk.
+    :param commit: makes what was received part of the store.
+    :param now: seconds since the epoch.
+    :param closed: called once when nothing of the upload is left but what was committed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        digest: Digest,
+        run: Callable[[Callable[[], Any]], Deferred[Any]],
+        commit: Callable[[Received], Deferred[None]],
+        now: Callable[[], float],
+        closed: Callable[[], None],
+    ) -> None:
+        self._directory = directory
+        self._file: IncomingFile
+        self._begun = False
+        self._digest = digest
+        self._run = run
+        self._commit = commit
+        self._now = now
+        self._when_closed = closed
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+        self._busy = False
+        self._failure: Failure | None = None
+        self._waiting: Deferred[None] | None = None
+        self._result: Any = None
+        self._closed = False
+        self.received = 0
+
+    async def begin(self) -> None:
+        """Make the file and reserve its space; comes before anything but `close`."""
+        self._start(self._run(self._create))
+        await self._settled()
+
+    async def write(self, content: bytes) -> None:
+        self.received += len(content)
+        if self.received > self._digest.size:
+            raise ContentMismatch(f"more than {self._digest.size} bytes were uploaded for blob {self._digest}")
+        self._gathered.append(content)
+        self._gathered_bytes += len(content)
+        if self._gathered_bytes >= GATHER_BYTES:
+            await self._settled()
+            self._flush()
+
+    async def commit(self) -> None:
+        await self._settled()
+        if self._gathered:
+            self._flush()
+            await self._settled()
+        now = int(self._now())
+        self._start(self._run(lambda: self._file.finish(now)))
+        received = await self._settled()
+        self._start(self._commit(received))
+        await self._settled()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._gathered = []
+            if not self._busy:
+                self._discard()
+
+    def _create(self) -> None:
+        self._file = IncomingFile(self._directory, self._digest)
+        self._begun = True
+
+    def _flush(self) -> None:
+        pieces, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        self._start(self._run(lambda: self._file.absorb(pieces)))
+
+    def _start(self, job: Deferred[Any]) -> None:
+        self._busy = True
+        job.addBoth(self._ended)
+
+    def _ended(self, result: Any) -> None:
+        self._busy = False
+        if isinstance(result, Failure):
+            self._failure = result
+        self._result = result
+        waiting, self._waiting = self._waiting, None
+        if self._closed:
+            self._discard()
+        elif waiting is not None:
+            waiting.callback(None)
+
+    async def _settled(self) -> Any:
+        """Wait for the job that is under way, if one is; its result.
+
+        The job goes on when the wait is cancelled.
+        """
+        while self._busy:
+            self._waiting = Deferred()
+            await self._waiting
+        if self._failure is not None:
+            self._failure.raiseException()
+        return self._result
+
+    def _discard(self) -> None:
+        if self._begun:
+            self._run(self._file.discard).addBoth(lambda _: self._when_closed())
+        else:
+            self._when_closed()
