@@ -20,18 +20,7 @@ from twisted.python.failure import Failure
 
 from artifactserver.store import disk
 from artifactserver.store.files import FileName
-from artifactserver.store.index import (
-    DELETED,
-    OPEN,
-    SEALED,
-    SET,
-    Changes,
-    Index,
-    PackRow,
-    RecordRow,
-    encode_packed,
-    name_row,
-)
+from artifactserver.store.index import Changes, Index
 from artifactserver.store.interface import Blob
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import (
@@ -44,6 +33,7 @@ from artifactserver.store.packs import (
     entry_bytes,
 )
 from artifactserver.store.records import Change, record_hash
+from artifactserver.store.rows import DELETED, OPEN, SEALED, SET, PackRow, RecordRow, encode_packed, name_row
 from artifactserver.store.uploads import Received
 
 #: What an edit does to the index, given the transaction; what it returns goes to whoever asked for it.

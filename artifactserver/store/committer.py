@@ -17,10 +17,11 @@ from twisted.python.failure import Failure
 
 from artifactserver.store import disk
 from artifactserver.store.batch import Batch, Work
-from artifactserver.store.index import OPEN, SEALED, Index
+from artifactserver.store.index import Index
 from artifactserver.store.interface import StoreBroken, StoreError
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import PackWriter, pack_name
+from artifactserver.store.rows import OPEN, SEALED
 
 #: Bytes of blobs after which a batch takes no more work: what is handed in then waits for the next one.
 BATCH_BYTES = 32 * 1024 * 1024

@@ -15,10 +15,11 @@ from twisted.logger import Logger
 from artifactserver.store.batch import Work
 from artifactserver.store.digest import Digest
 from artifactserver.store.files import FileName
-from artifactserver.store.index import Changes, FileRow, RecordRow, name_row
+from artifactserver.store.index import Changes
 from artifactserver.store.interface import RecordKey
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import Place, entry_bytes, pack_name
+from artifactserver.store.rows import FileRow, RecordRow, name_row
 
 #: Files that the quarantine holds at most; further damage is only removed.  A failing disk must not fill itself.
 QUARANTINE_FILES = 1000

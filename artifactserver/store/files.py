@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from artifactserver.store.digest import HASH_BYTES, Digest, DigestFunction
 from artifactserver.store.disk import Descriptor
-from artifactserver.store.index import FileRow
+from artifactserver.store.rows import FileRow
 
 #: What one checksum covers, in bytes: the most that is read at once.
 BLOCK_BYTES = 1024 * 1024

@@ -20,7 +20,7 @@ from artifactserver.store.batch import Work
 from artifactserver.store.damage import Quarantine
 from artifactserver.store.digest import HASHERS, Digest
 from artifactserver.store.files import Checksums, FileName, blocks_of
-from artifactserver.store.index import PACKED, PACKED_BYTES, SET, FileRow, Index, RecordRow, unpack_packed
+from artifactserver.store.index import Index
 from artifactserver.store.packs import (
     KIND_BLOB,
     KIND_RECORD,
@@ -35,6 +35,7 @@ from artifactserver.store.packs import (
 )
 from artifactserver.store.records import WrittenChange
 from artifactserver.store.repository import Repository
+from artifactserver.store.rows import PACKED, PACKED_BYTES, SET, FileRow, RecordRow, unpack_packed
 
 #: Problems that are named one by one; of the rest only the number is given.
 NAMED_PROBLEMS = 1000

@@ -3,7 +3,7 @@
 ::
 
     REPO/format        one line: name, format version, and the identity of this store
-    REPO/index/        LMDB, see `artifactserver.store.index`
+    REPO/index/        LMDB, see `artifactserver.store.rows`
     REPO/packs/        append-only packs of small blobs and of record changes, see `artifactserver.store.packs`
     REPO/blobs/ab/     one plain file per large blob, see `artifactserver.store.files`
     REPO/incoming/     uploads in flight, see `artifactserver.store.uploads`

@@ -21,7 +21,7 @@ from artifactserver.store.batch import Work
 from artifactserver.store.committer import Committer
 from artifactserver.store.damage import Quarantine
 from artifactserver.store.digest import EMPTY, Digest, Digests
-from artifactserver.store.index import PACKED, PACKED_BYTES, SET, Changes, FileRow, RecordRow, unpack_packed
+from artifactserver.store.index import Changes
 from artifactserver.store.interface import (
     BadReference,
     Blob,
@@ -38,6 +38,7 @@ from artifactserver.store.reading import Reading
 from artifactserver.store.records import Change, WrittenChange, record_hash
 from artifactserver.store.repository import Repository
 from artifactserver.store.room import Room
+from artifactserver.store.rows import PACKED, PACKED_BYTES, SET, FileRow, RecordRow, unpack_packed
 from artifactserver.store.trees import require_all
 from artifactserver.store.uploads import FileUpload
 

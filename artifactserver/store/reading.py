@@ -17,10 +17,11 @@ from artifactserver.store.damage import Quarantine
 from artifactserver.store.digest import EMPTY, Digest, Digests
 from artifactserver.store.disk import Descriptor
 from artifactserver.store.files import FileName, FileReader, MemoryReader
-from artifactserver.store.index import PACKED, PACKED_BYTES, FileRow, Index, PackTable, unpack_packed
+from artifactserver.store.index import Index
 from artifactserver.store.interface import BlobMissing, BlobReader
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import KIND_BLOB, DamagedEntry, NotResident, PackFiles, Place, read_entry
+from artifactserver.store.rows import PACKED, PACKED_BYTES, FileRow, PackTable, unpack_packed
 
 
 @dataclass(frozen=True, slots=True)

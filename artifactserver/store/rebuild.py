@@ -15,20 +15,11 @@ from pathlib import Path
 from artifactserver.store import disk
 from artifactserver.store.files import FileName
 from artifactserver.store.fsck import Progress, Report, content_of_file, is_what_it_says, large_files
-from artifactserver.store.index import (
-    DELETED,
-    SEALED,
-    SET,
-    Changes,
-    Index,
-    PackRow,
-    RecordRow,
-    encode_packed,
-    name_row,
-)
+from artifactserver.store.index import Changes, Index
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import KIND_BLOB, Damage, Entry, Place, entry_bytes, pack_ids, pack_name, scan
 from artifactserver.store.records import WrittenChange
+from artifactserver.store.rows import DELETED, SEALED, SET, PackRow, RecordRow, encode_packed, name_row
 
 #: Entries that go into one transaction.
 ENTRIES = 10_000

@@ -9,9 +9,10 @@ from twisted.logger import Logger
 
 from artifactserver.store import uploads
 from artifactserver.store.files import FileName
-from artifactserver.store.index import FileRow, Index
+from artifactserver.store.index import Index
 from artifactserver.store.layout import Layout, RepositoryProblem
 from artifactserver.store.packs import pack_ids, pack_name
+from artifactserver.store.rows import FileRow
 
 _log = Logger()
 

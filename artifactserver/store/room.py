@@ -35,7 +35,8 @@ class Room:
     def available(self) -> int:
         """Bytes that uploads may still take, besides those that have been accepted already."""
         status = self._statvfs(self._path)
-        return status.f_bavail * status.f_frsize - self._head_room - self._promised
+        free: int = status.f_bavail * status.f_frsize
+        return free - self._head_room - self._promised
 
     def require(self, size: int) -> None:
         """:raises NoRoom: if ``size`` more bytes would eat into the head room."""

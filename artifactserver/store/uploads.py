@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 from artifactserver.store import disk
 from artifactserver.store.digest import Digest
 from artifactserver.store.files import Checksums, FileName
-from artifactserver.store.index import FileRow
 from artifactserver.store.interface import ContentMismatch
+from artifactserver.store.rows import FileRow
 
 #: Bytes of one upload that are gathered before a thread hashes and writes them.  As many again may be in that thread.
 GATHER_BYTES = 1024 * 1024
