@@ -252,6 +252,7 @@ class _Check:
                 Deferred.fromCoroutine(self._quarantine.filed(digest, value, reason))
 
     def _check_records(self) -> None:
+        names = sum(1 for _ in self._rows("names"))
         for record, value in self._rows("records"):
             row = RecordRow.decode(value)
             if row is None:
@@ -259,6 +260,7 @@ class _Check:
                 continue
             if row.state != SET:
                 continue
+            names -= 1
             try:
                 fd = os.open(self._layout.packs / pack_name(row.place.pack), os.O_RDONLY)
                 try:
@@ -270,6 +272,8 @@ class _Check:
                 self._report.records += 1
             except (DamagedEntry, OSError) as error:
                 self._report.problem(f"record {record.hex()} is damaged: {error}")
+        if names:
+            self._report.problem(f"the index lists {abs(names)} names too {'many' if names > 0 else 'few'}")
 
     def _check_orphans(self) -> None:
         for path in large_files(self._layout.blobs):

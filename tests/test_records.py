@@ -1,0 +1,78 @@
+"""Changes of records read back as they were written, and what is none is refused."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from artifactserver.proto import records_pb2
+from artifactserver.store.digest import Digest
+from artifactserver.store.interface import Record, RecordKey, RecordKind, Reference, Shape
+from artifactserver.store.records import Change, WrittenChange, record_hash
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+keys = st.builds(
+    RecordKey,
+    st.sampled_from(RecordKind),
+    texts,
+    texts,
+    st.lists(st.tuples(texts, texts), max_size=3).map(lambda pairs: tuple(sorted(pairs))),
+)
+references = st.builds(Reference, st.binary().map(Digest.of), st.sampled_from(Shape), st.booleans())
+
+
+class ChangeTests(SynchronousTestCase):
+    """`Change` and `WrittenChange`."""
+
+    @given(keys, st.binary(), st.lists(references, max_size=4), st.one_of(st.none(), st.integers(1, 10**9)))
+    def test_round_trip(self, key: RecordKey, value: bytes, refs: list[Reference], expires: int | None) -> None:
+        """A record comes back with its name, value, references and end."""
+        record = Record(key, value, tuple(refs), float(expires) if expires else None, 1234.5)
+        written = WrittenChange.decode(Change(key, record).encode(7, 1234.5))
+        assert written is not None
+        self.assertEqual(written.change, Change(key, record))
+        self.assertEqual(written.order, (7, 1_234_500_000_000))
+
+    @given(keys)
+    def test_tombstone(self, key: RecordKey) -> None:
+        """A deletion names the record and nothing else."""
+        written = WrittenChange.decode(Change(key, None).encode(7, 1.0))
+        assert written is not None
+        self.assertEqual(written.change, Change(key, None))
+
+    def test_order(self) -> None:
+        """A later change has a greater order, by number first and then by time."""
+        key = RecordKey(RecordKind.ASSET_BLOB, "", "x")
+        orders = []
+        for sequence, now in ((1, 9.0), (2, 1.0), (2, 2.0)):
+            written = WrittenChange.decode(Change(key, None).encode(sequence, now))
+            assert written is not None
+            orders.append(written.order)
+        self.assertEqual(orders, sorted(orders))
+
+    @given(st.binary(max_size=200))
+    def test_junk(self, junk: bytes) -> None:
+        """Bytes that are no change give nothing, or a change, but never an error."""
+        WrittenChange.decode(junk)
+
+    def test_from_the_future(self) -> None:
+        """A change of a kind, shape, function or operation that this version does not know is left alone."""
+        good = records_pb2.RecordChange(operation=records_pb2.SET, kind=1)
+        good.references.add(key=Digest.of(b"").key, shape=1)
+        self.assertIsNotNone(WrittenChange.decode(good.SerializeToString()))
+        for field, value in (("kind", 99), ("operation", 9), ("operation", 0)):
+            odd = records_pb2.RecordChange()
+            odd.CopyFrom(good)
+            setattr(odd, field, value)
+            self.assertIsNone(WrittenChange.decode(odd.SerializeToString()))
+        for field, value in (("shape", 9), ("key", b""), ("key", b"\x63" + bytes(32))):
+            odd = records_pb2.RecordChange()
+            odd.CopyFrom(good)
+            setattr(odd.references[0], field, value)
+            self.assertIsNone(WrittenChange.decode(odd.SerializeToString()))
+
+    @given(st.lists(keys, min_size=2, max_size=2, unique=True))
+    def test_hashes(self, pair: list[RecordKey]) -> None:
+        """Different names have different hashes, whatever strings they are made of."""
+        self.assertNotEqual(record_hash(pair[0]), record_hash(pair[1]))
