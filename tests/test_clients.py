@@ -27,8 +27,11 @@ TOP = "everything.bst"
 #: What BuildStream shows when it gets no connection; the words after it depend on its version.
 NO_CONNECTION = "failed to connect|Connect Failed|Socket closed|UNAVAILABLE|Connection reset|Broken pipe"
 
-# Trial would run the tests of a base class that is a test case; for mypy it is one.
-_TestCase = SynchronousTestCase if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    _TestCase = SynchronousTestCase
+else:
+    # Trial would run the tests of a base class that is a test case.
+    _TestCase = object
 
 
 @dataclass(frozen=True, slots=True)
