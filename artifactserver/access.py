@@ -38,9 +38,41 @@ class Caller:
         """Whether this caller holds ``right``."""
         return right is Right.NONE or right in self.rights
 
+    @property
+    def may_push(self) -> bool:
+        """Whether this caller may change anything: what capabilities announce."""
+        return Right.PUSH in self.rights
+
+
+_REAPI = "/build.bazel.remote.execution.v2."
+_ASSET = "/build.bazel.remote.asset.v1."
+_BUILDSTREAM = "/buildstream.v2."
 
 #: The right that each RPC needs, by its path: ``/package.Service/Method``.
-METHODS: dict[str, Right] = {}
+#:
+#: A method stands here once its service is registered, be it built yet or not.  A method that pushes is refused as a
+#: whole, its empty probes included: that is how BuildStream finds out before it has built anything.
+METHODS: dict[str, Right] = {
+    f"{_REAPI}Capabilities/GetCapabilities": Right.PULL,
+    f"{_REAPI}ContentAddressableStorage/FindMissingBlobs": Right.PULL,
+    f"{_REAPI}ContentAddressableStorage/BatchReadBlobs": Right.PULL,
+    f"{_REAPI}ContentAddressableStorage/BatchUpdateBlobs": Right.PUSH,
+    f"{_REAPI}ContentAddressableStorage/GetTree": Right.PULL,
+    f"{_REAPI}ContentAddressableStorage/SplitBlob": Right.PULL,
+    f"{_REAPI}ContentAddressableStorage/SpliceBlob": Right.PUSH,
+    "/google.bytestream.ByteStream/Read": Right.PULL,
+    "/google.bytestream.ByteStream/Write": Right.PUSH,
+    "/google.bytestream.ByteStream/QueryWriteStatus": Right.PULL,
+    f"{_ASSET}Fetch/FetchBlob": Right.PULL,
+    f"{_ASSET}Fetch/FetchDirectory": Right.PULL,
+    f"{_ASSET}Push/PushBlob": Right.PUSH,
+    f"{_ASSET}Push/PushDirectory": Right.PUSH,
+    f"{_BUILDSTREAM}ReferenceStorage/GetReference": Right.PULL,
+    f"{_BUILDSTREAM}ReferenceStorage/UpdateReference": Right.PUSH,
+    f"{_BUILDSTREAM}ReferenceStorage/Status": Right.PULL,
+    "/grpc.health.v1.Health/Check": Right.NONE,
+    "/grpc.health.v1.Health/Watch": Right.NONE,
+}
 
 
 class Access:
@@ -58,5 +90,7 @@ class Access:
         if right is Right.PUSH and not self.enable_push:
             return "this server does not accept uploads: it was started without --enable-push"
         if not caller.may(right):
-            return f"this needs the right to {right.value}, which you have not been given"
+            if right is Right.PUSH:
+                return "you may not upload to this server: it gives you the right to pull, but not the right to push"
+            return "you may not read from this server: it does not know you as somebody with the right to pull"
         return None

@@ -1,0 +1,170 @@
+"""Blobs one at a time, in pieces: ``google.bytestream.ByteStream``.
+
+What is known about an upload belongs to its call.  BuildStream and buildbox-casd use one upload ID for all that they
+do, and upload the same blob twice at the same moment under the very same name; both succeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator
+
+from artifactserver.proto import bytestream_pb2 as bytestream
+from artifactserver.rpc.dispatch import Call
+from artifactserver.rpc.status import Code, RpcError
+from artifactserver.services import encoding
+from artifactserver.services.resource_names import parse_read, parse_write
+from artifactserver.store.digest import Digest, Digests
+from artifactserver.store.interface import Blob, BlobMissing, Store
+
+#: Blobs up to this size, in bytes, are gathered in memory while they arrive, and stored together with others; larger
+#: ones flow to the disk.
+GATHERED_BYTES = 64 * 1024
+
+#: Bytes of content in one message on the way out.
+PIECE_BYTES = 256 * 1024
+
+
+class ByteStream:
+    """The service."""
+
+    gathered_bytes = GATHERED_BYTES
+    piece_bytes = PIECE_BYTES
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def Read(self, request: bytestream.ReadRequest, call: Call) -> AsyncIterator[bytes]:
+        """A blob, or the part of it that was asked for."""
+        digest = parse_read(request.resource_name)
+        offset, limit = request.read_offset, request.read_limit
+        if limit < 0:
+            raise RpcError(Code.INVALID_ARGUMENT, f"{limit} is not a limit")
+        if not 0 <= offset <= digest.size:
+            raise RpcError(Code.OUT_OF_RANGE, f"there is no offset {offset} in a blob of {digest.size} bytes")
+        end = min(digest.size, offset + limit) if limit else digest.size
+        if offset == 0 and end == digest.size <= self.gathered_bytes:
+            (content,) = await self._store.read_many(Digests.of([digest]))
+            if content is None:
+                raise BlobMissing(digest)
+            if content:
+                yield encoding.read_response(content)
+            return
+        reader = await self._store.open(digest)
+        try:
+            while offset < end:
+                content = await reader.read(offset, min(self.piece_bytes, end - offset))
+                if not content:
+                    raise BlobMissing(digest)
+                offset += len(content)
+                yield encoding.read_response(content)
+        finally:
+            reader.close()
+
+    async def Write(self, requests: AsyncIterable[bytestream.WriteRequest], call: Call) -> bytestream.WriteResponse:
+        """Store a blob.  If it is here already, the answer comes at once, as if all of it had been sent."""
+        messages = aiter(requests)
+        first = await anext(messages, None)
+        if first is None:
+            raise RpcError(Code.INVALID_ARGUMENT, "the upload ended before it began")
+        progress = _Progress(first.resource_name, messages)
+        digest = progress.digest
+        content = progress.take(first)
+        if digest.size <= self.gathered_bytes:
+            return await self._write_small(progress, content)
+        if await self._is_present(digest):
+            return progress.answer()
+        upload = await self._store.upload(digest, call.caller.identity or call.caller.address)
+        try:
+            await upload.write(content)
+            while not progress.finished:
+                await upload.write(await progress.next())
+            await upload.commit()
+        finally:
+            upload.close()
+        return progress.answer()
+
+    async def _write_small(self, progress: _Progress, content: bytes) -> bytestream.WriteResponse:
+        if not progress.finished:
+            if await self._is_present(progress.digest):
+                return progress.answer()
+            pieces = [content]
+            while not progress.finished:
+                pieces.append(await progress.next())
+            content = b"".join(pieces)
+        (outcome,) = await self._store.add_many([Blob(progress.digest, content)])
+        if outcome is not None:
+            raise outcome
+        return progress.answer()
+
+    async def QueryWriteStatus(
+        self, request: bytestream.QueryWriteStatusRequest, call: Call
+    ) -> bytestream.QueryWriteStatusResponse:
+        """How far an upload got: all of it, or, since uploads do not outlive their calls, nothing.
+
+        The interface also allows NOT_FOUND for an unknown upload; bazel-remote and NativeLink say 0, from where Bazel
+        starts again.
+        """
+        digest = parse_write(request.resource_name)
+        if await self._is_present(digest):
+            return bytestream.QueryWriteStatusResponse(committed_size=digest.size, complete=True)
+        return bytestream.QueryWriteStatusResponse(committed_size=0, complete=False)
+
+    async def _is_present(self, digest: Digest) -> bool:
+        return not await self._store.find_missing(Digests.of([digest]))
+
+
+class _Progress:
+    """Holds an upload's messages to the rules: one name, no gaps, nothing beyond the end.
+
+    :param name: the resource name in the first message.
+    :param messages: those after the first one.
+    :ivar digest: what is uploaded.
+    :ivar finished: whether the last message was here, and nothing is lacking.
+    """
+
+    __slots__ = ("_messages", "_name", "_received", "digest", "finished")
+
+    def __init__(self, name: str, messages: AsyncIterator[bytestream.WriteRequest]) -> None:
+        self.digest = parse_write(name)
+        self.finished = False
+        self._name = name
+        self._messages = messages
+        self._received = 0
+
+    def take(self, request: bytestream.WriteRequest) -> bytes:
+        """The data of a message.
+
+        :raises RpcError: INVALID_ARGUMENT, if the message breaks a rule.
+        """
+        size = self.digest.size
+        if request.resource_name and request.resource_name != self._name:
+            raise RpcError(Code.INVALID_ARGUMENT, "the resource name changed in the middle of an upload")
+        if request.write_offset != self._received:
+            raise RpcError(
+                Code.INVALID_ARGUMENT,
+                f"data for offset {request.write_offset} came where offset {self._received} was due",
+            )
+        data = request.data  # a copy, each time
+        self._received += len(data)
+        if self._received > size:
+            raise RpcError(Code.INVALID_ARGUMENT, f"more than the {size} bytes of blob {self.digest} were sent")
+        if request.finish_write:
+            if self._received < size:
+                raise RpcError(
+                    Code.INVALID_ARGUMENT, f"only {self._received} of the {size} bytes of blob {self.digest} were sent"
+                )
+            self.finished = True
+        return data
+
+    async def next(self) -> bytes:
+        """The data of the next message.
+
+        :raises RpcError: INVALID_ARGUMENT, if it breaks a rule or there is none.
+        """
+        request = await anext(self._messages, None)
+        if request is None:
+            raise RpcError(Code.INVALID_ARGUMENT, f"the upload of blob {self.digest} ended without finish_write")
+        return self.take(request)
+
+    def answer(self) -> bytestream.WriteResponse:
+        return bytestream.WriteResponse(committed_size=self.digest.size)
