@@ -1,0 +1,194 @@
+"""One port, several protocols: which one a peer speaks is seen from its first bytes.
+
+HTTP/2 without TLS starts with a preface that no HTTP/1.1 request can start with.  Over TLS, ALPN has decided before the
+first byte; a client without ALPN is told apart by the preface there too.  A peer that says nothing is let go.
+
+HTTP/1.1 is answered by `not_found_site` until there is something to find.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IProtocolNegotiationFactory,
+    IReactorTime,
+    ITransport,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
+from zope.interface import implementer
+
+#: How the preface of HTTP/2 begins (RFC 9113, section 3.4).  Whatever begins so and goes on otherwise is HTTP/2's to
+#: refuse.
+_PREFACE = b"PRI * HTTP/2.0\r\n"
+
+#: How a TLS connection begins: a handshake record of SSL 3 or later (RFC 8446, section 5.1).
+_CLIENT_HELLO = b"\x16\x03"
+
+#: Seconds between two log lines about clients that got the kind of port wrong.
+_COMPLAINT_SECONDS = 60.0
+
+
+class _Chooser(Protocol):
+    """A connection about which nothing is known yet, and then a link to the protocol that was chosen."""
+
+    def __init__(self, factory: PortFactory, address: IAddress) -> None:
+        self.factory: PortFactory = factory
+        self._address = address
+        self._received = b""
+        self._chosen: IProtocol | None = None
+        self._timer: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        self._timer = self.factory.clock.callLater(self.factory.timeout, self._too_late)
+
+    def dataReceived(self, data: bytes) -> None:
+        received = self._received = self._received + data
+        agreed = getattr(self.transport, "negotiatedProtocol", None)
+        if agreed is None and received.startswith(_CLIENT_HELLO):
+            self.factory.complain_of_tls(self.transport)
+            self._stop_timer()
+            self.transport.loseConnection()  # type: ignore[union-attr]
+        elif agreed == b"h2" or received.startswith(_PREFACE):
+            self._choose(self.factory.http2)
+        elif not (_PREFACE.startswith(received) or received == _CLIENT_HELLO[:1]) or agreed is not None:
+            self._choose(self.factory.http1)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._stop_timer()
+        if self._chosen is not None:
+            self._chosen.connectionLost(reason)
+
+    def _choose(self, factory: IProtocolFactory) -> None:
+        self._stop_timer()
+        transport = self.transport
+        assert transport is not None
+        chosen = factory.buildProtocol(self._address)
+        if chosen is None:
+            transport.loseConnection()
+            return
+        self._chosen = chosen
+        received, self._received = self._received, b""
+        # From here on every byte goes straight to it.
+        self.dataReceived = chosen.dataReceived  # type: ignore[method-assign]
+        chosen.makeConnection(transport)
+        chosen.dataReceived(received)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+
+    def _too_late(self) -> None:
+        self.transport.abortConnection()  # type: ignore[union-attr]
+
+
+@implementer(IProtocolNegotiationFactory)
+class PortFactory(Factory):
+    """Serves HTTP/2 and HTTP/1.1 on one port, in clear text or inside TLS.
+
+    :param http2: serves connections that begin with the HTTP/2 preface.
+    :param http1: serves all others.
+    :param clock: the reactor, or what stands for it in a test.
+    :param timeout: seconds until a connection must have shown what it speaks, the TLS handshake included.
+    """
+
+    noisy = False
+    _log = Logger()
+
+    def __init__(
+        self, http2: IProtocolFactory, http1: IProtocolFactory, clock: IReactorTime, timeout: float = 30.0
+    ) -> None:
+        self.http2 = http2
+        self.http1 = http1
+        self.clock = clock
+        self.timeout = timeout
+        self._complained: float | None = None
+
+    def startFactory(self) -> None:
+        self.http2.doStart()
+        self.http1.doStart()
+
+    def stopFactory(self) -> None:
+        self.http2.doStop()
+        self.http1.doStop()
+
+    def buildProtocol(self, addr: IAddress) -> Protocol:  # type: ignore[override]
+        return _Chooser(self, addr)
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """For ALPN, best first: browsers and curl offer both and get HTTP/1.1; gRPC clients offer ``h2`` alone."""
+        return [b"http/1.1", b"h2"]
+
+    def complain_of_tls(self, transport: ITransport | None) -> None:
+        """Say, once in a while, that a client expects TLS where there is none."""
+        now = self.clock.seconds()
+        if self._complained is None or now - self._complained >= _COMPLAINT_SECONDS:
+            self._complained = now
+            self._log.info(
+                "{peer} tried TLS on a port that is in clear text: it should use http:// or grpc://, "
+                "or the server should be given --server-key and --server-cert",
+                peer=transport.getPeer() if transport is not None else None,
+            )
+
+
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def tell(self) -> int:
+        return 0
+
+    def seek(self, *where: int) -> None: ...
+
+    def read(self, *size: int) -> bytes:
+        return b""
+
+    def close(self) -> None: ...
+
+
+class _BodylessRequest(Request):
+    """A request whose body is not wanted: what comes of it is thrown away as it comes."""
+
+    def gotLength(self, length: int | None) -> None:
+        self.content = _Nowhere()  # type: ignore[assignment]
+        if self.requestHeaders.hasHeader(b"expect"):
+            # The client asks before it sends.  It is answered now, and since it may yet send, not listened to again.
+            self.requestHeaders.removeHeader(b"expect")
+            self.responseHeaders.setRawHeaders(b"connection", [b"close"])
+            self.channel.persistent = False
+            self.channel.length = 0
+
+
+_NOTHING_HERE = b"This server speaks gRPC; there are no pages here.\n"
+
+
+class _NotFound(Resource):
+    isLeaf = True
+
+    def render(self, request: Request) -> bytes:
+        # A method that no resource here knows is still a path that does not exist.
+        request.setResponseCode(404)
+        request.setHeader(b"content-type", b"text/plain; charset=utf-8")
+        # Says its length for a HEAD request too; the body is then left out by Twisted.
+        request.setHeader(b"content-length", b"%d" % len(_NOTHING_HERE))
+        return _NOTHING_HERE
+
+
+class _QuietSite(Site):
+    def log(self, request: Request) -> None:
+        """An access log is not wanted for answers that are all the same."""
+
+
+def not_found_site(reactor: IReactorTime) -> Site:
+    """A web site that has nothing: every request is answered with 404, and no body is kept."""
+    site = _QuietSite(_NotFound(), requestFactory=_BodylessRequest, parsePOSTFormSubmission=False, reactor=reactor)
+    site.noisy = False
+    site.displayTracebacks = False
+    return site

@@ -1,0 +1,499 @@
+"""What frames mean: a server's side of one HTTP/2 connection (RFC 9113, sections 5 and 6).
+
+What the peer does wrong is raised inside as a `PeerFault` and turned, here alone, into RST_STREAM or GOAWAY and an
+event.  A malformed request costs its stream; only what leaves the connection's own state in doubt costs the connection.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from artifactserver.rpc.http2 import frames
+from artifactserver.rpc.http2.errors import ConnectionFault, ErrorCode, HeaderListTooLarge, StreamFault
+from artifactserver.rpc.http2.events import (
+    ConnectionFailed,
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    PingAcknowledged,
+    RequestReceived,
+    RequestRefused,
+    StreamReset,
+)
+from artifactserver.rpc.http2.frames import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PADDED,
+    PRIORITY_FLAG,
+    SETTINGS,
+)
+from artifactserver.rpc.http2.headers import HeaderBlocks, RequestHead
+from artifactserver.rpc.http2.limits import Limits
+from artifactserver.rpc.http2.rates import Allowance
+from artifactserver.rpc.http2.reading import FrameReader
+from artifactserver.rpc.http2.sending import Sender
+from artifactserver.rpc.http2.streams import Stream
+from artifactserver.rpc.http2.windows import ReceiveWindow
+
+#: A payload is handed on as a view of what was received if it is at least this large, and at least this share of it.
+#: Anything else is copied, so that a few bytes which have to wait do not keep a large buffer alive.
+VIEW_LEAST = 16 * 1024
+VIEW_SHARE = 4
+
+#: Frames whose payload has one length (RFC 9113, section 6); PRIORITY, whose fault is its stream's, is not here.
+_LENGTHS = {frames.RST_STREAM: 4, frames.PING: 8, frames.WINDOW_UPDATE: 4}
+
+
+class Connection(FrameReader):
+    """One HTTP/2 connection, as its server sees it.
+
+    :ivar sender: the sending half.
+    :ivar streams: the open streams, by number.
+    :ivar failed: the peer broke the connection; it will not be listened to any more.
+    :ivar settings_received: the peer has introduced itself.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__()
+        self.limits = limits
+        self.streams: dict[int, Stream] = {}
+        self.sender = Sender(self._response_ended)
+        self.failed = False
+        self.settings_received = False
+        self._window = ReceiveWindow(limits.connection_window)
+        # Until the peer has acknowledged our SETTINGS, it may rely on what holds without them.
+        self._stream_window = max(limits.stream_window, frames.DEFAULT_WINDOW)
+        self._stream_step = limits.stream_window // 4
+        self._blocks = HeaderBlocks(limits)
+        self._resets = Allowance(limits.resets_per_second, limits.resets_burst)
+        self._chores = Allowance(limits.chores_per_second, limits.chores_burst)
+        self._now = 0.0
+        self._events: list[Event] = []
+        # A particular frame has to come next: SETTINGS at first, CONTINUATION within a header block.
+        self._particular = True
+        # The DATA frame that flows; without a stream it is thrown away.
+        self._data_stream: Stream | None = None
+        self._data_counts = False
+        self._data_ends = False
+        self._pad_length_next = False
+        self._padding = 0
+        # A header block that is not whole yet.
+        self._block: bytearray | None = None
+        self._block_stream = 0
+        self._block_ends = False
+        self._continuations = 0
+        # Which streams there have been: numbers only ever grow; of the latest to close, it is known how they did.
+        self._last_stream = 0
+        self._ignore_above = frames.MAX_STREAM_ID
+        self._completed: deque[int] = deque(maxlen=2 * limits.streams_open)
+        self._reset_here: deque[int] = deque(maxlen=2 * limits.streams_open)
+        self._meanings = {
+            HEADERS: self._headers,
+            CONTINUATION: self._continuation,
+            frames.RST_STREAM: self._rst_stream,
+            SETTINGS: self._settings,
+            frames.PING: self._ping,
+            frames.GOAWAY: self._goaway,
+            frames.WINDOW_UPDATE: self._window_update,
+        }
+
+    # For the layer above
+
+    def start(self) -> None:
+        """Put our SETTINGS in line, and the window for the connection."""
+        limits = self.limits
+        self.sender.control(
+            frames.settings_frame(
+                {
+                    frames.SETTINGS_MAX_CONCURRENT_STREAMS: limits.streams_open,
+                    frames.SETTINGS_INITIAL_WINDOW_SIZE: limits.stream_window,
+                    frames.SETTINGS_MAX_FRAME_SIZE: limits.frame_bytes,
+                    frames.SETTINGS_MAX_HEADER_LIST_SIZE: limits.header_list_bytes,
+                }
+            )
+        )
+        increment = self._window.enlarge()
+        if increment:
+            self.sender.control(frames.window_update_frame(0, increment))
+
+    def receive(self, data: bytes, now: float) -> list[Event]:
+        """Take what the peer sent at ``now``, in seconds of a clock that does not go back."""
+        events: list[Event] = []
+        if not self.failed:
+            self._now = now
+            self._events = events
+            try:
+                self.read(data)
+            except ConnectionFault as fault:
+                events.append(self.fail(fault))
+        return events
+
+    def fail(self, fault: ConnectionFault) -> ConnectionFailed:
+        """End the connection: GOAWAY, and nothing of what was still to be sent on its streams."""
+        self.failed = True
+        for stream in self.streams.values():
+            stream.remote_open = stream.local_open = False
+            self.sender.forget(stream)
+        self.streams.clear()
+        self.sender.control(frames.goaway_frame(self._last_stream, fault.code, fault.reason))
+        return ConnectionFailed(fault.code, fault.reason)
+
+    def release(self, size: int) -> None:
+        """So many body bytes no longer count against the connection's window."""
+        increment = self._window.release(size)
+        if increment:
+            self.sender.control(frames.window_update_frame(0, increment))
+
+    def release_stream(self, stream: Stream, size: int) -> None:
+        """So many body bytes no longer count against their stream's window."""
+        if stream.remote_open:
+            stream.unreturned += size
+            if stream.unreturned > self._stream_step:
+                stream.receive_window += stream.unreturned
+                self.sender.control(frames.window_update_frame(stream.id, stream.unreturned))
+                stream.unreturned = 0
+
+    def reset(self, stream: Stream, code: ErrorCode) -> None:
+        """Give up a stream of our own accord.  No event tells of it."""
+        if stream.remote_open or stream.local_open:
+            self._close(stream)
+            self._reset_here.append(stream.id)
+            self.sender.control(frames.reset_frame(stream.id, code))
+
+    def ping(self, payload: bytes) -> None:
+        """Ask the peer to say when it has read everything up to here; ``payload`` is eight bytes."""
+        self.sender.control(frames.ping_frame(payload))
+
+    def announce_goaway(self) -> None:
+        """Tell the peer to start no more calls here; those that are on their way are still accepted."""
+        self.sender.control(frames.goaway_frame(frames.MAX_STREAM_ID, ErrorCode.NO_ERROR, "going away"))
+
+    def goaway(self) -> None:
+        """Accept no more calls than have begun."""
+        if self._ignore_above == frames.MAX_STREAM_ID:
+            self._ignore_above = self._last_stream
+            self.sender.control(frames.goaway_frame(self._last_stream, ErrorCode.NO_ERROR, "going away"))
+
+    @property
+    def in_mid_frame(self) -> bool:
+        """Whether the rest of something small is to come: the preface, a frame that is not DATA, a header block."""
+        return super().in_mid_frame or self._block is not None
+
+    # Frames, as the reader finds them
+
+    def frame_begins(self, kind: int, length: int, flags: int, stream_id: int) -> bool:
+        if length > self.limits.frame_bytes:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+        if self._particular:
+            self._check_particular(kind, flags, stream_id)
+        if kind == DATA:
+            self._data_begins(length, flags, stream_id)
+            return True
+        if kind == HEADERS or kind == CONTINUATION:
+            self._check_block_size(length)
+            return False
+        return self._other_begins(kind, length, stream_id)
+
+    def payload_part(self, data: bytes, start: int, stop: int, left: int) -> None:
+        if not self._data_counts:
+            return
+        arrived = stop - start
+        if self._pad_length_next and arrived:
+            self._pad_length_next = False
+            self._padding = data[start]
+            start += 1
+            if self._padding > stop - start + left:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding longer than the frame")
+        if self._padding:
+            # Of the bytes that remain in the frame, the last are padding.
+            stop = max(start, min(stop, stop + left - self._padding))
+        size = stop - start
+        stream = self._data_stream
+        if stream is None:
+            self.release(arrived)
+            return
+        if arrived != size:
+            self.release(arrived - size)
+            self.release_stream(stream, arrived - size)
+        ended = self._data_ends and not left
+        if stream.body_left >= 0:
+            stream.body_left -= size
+            if stream.body_left < 0 or (ended and stream.body_left):
+                self.release(size)
+                self._data_stream = None
+                self._fault(stream.id, StreamFault(ErrorCode.PROTOCOL_ERROR, "a body that is not content-length long"))
+                return
+        if ended:
+            stream.remote_open = False
+        if size or ended:
+            stream.moved = True
+            if size >= VIEW_LEAST and size * VIEW_SHARE >= len(data):
+                self._events.append(DataReceived(stream, memoryview(data)[start:stop], ended))
+            else:
+                self._events.append(DataReceived(stream, data[start:stop], ended))
+
+    def frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        try:
+            self._meanings[kind](flags, stream_id, payload)
+        except StreamFault as fault:
+            self._fault(stream_id, fault)
+
+    # What may come, and how large
+
+    def _check_particular(self, kind: int, flags: int, stream_id: int) -> None:
+        if not self.settings_received:
+            if kind != SETTINGS or flags & frames.ACK:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame was not SETTINGS")
+        elif kind != CONTINUATION or stream_id != self._block_stream:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block with something else in between")
+
+    def _check_block_size(self, length: int) -> None:
+        # Padding and priority make a HEADERS frame a little longer than its part of the block.
+        before = 0 if self._block is None else len(self._block)
+        if before + length > self.limits.header_block_bytes + 262:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block that is too long")
+
+    def _other_begins(self, kind: int, length: int, stream_id: int) -> bool:
+        """Check a frame that is neither DATA nor part of a header block; `True` if it is to be thrown away."""
+        if kind in _LENGTHS:
+            if length != _LENGTHS[kind]:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of type {kind} with {length} bytes")
+            return False
+        if kind == frames.PUSH_PROMISE:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+        if kind == SETTINGS or kind == frames.GOAWAY:
+            if length > self.limits.control_frame_bytes:
+                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"a frame of type {kind} with {length} bytes")
+            return False
+        if kind == frames.PRIORITY:
+            if not stream_id:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+            if length != 5:
+                self._fault(stream_id, StreamFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY with {length} bytes"))
+        # Priorities are no more (section 5.3), and what is unknown is ignored (section 5.5).
+        self._chore()
+        self._data_counts = False
+        return True
+
+    def _chore(self) -> None:
+        """A frame that only makes work."""
+        if not self._chores.spend(self._now) or self.sender.control_frames > self.limits.control_frames_queued:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that do nothing")
+
+    # Streams
+
+    def _data_begins(self, length: int, flags: int, stream_id: int) -> None:
+        self._window.receive(length)
+        self._data_counts = True
+        self._data_ends = bool(flags & END_STREAM)
+        self._padding = 0
+        self._pad_length_next = bool(flags & PADDED)
+        if self._pad_length_next and not length:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without a pad length")
+        stream = self._data_stream = self.streams.get(stream_id)
+        if stream is None:
+            if not stream_id or stream_id > self._last_stream:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on a stream that was not opened")
+            if stream_id not in self._reset_here:
+                raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA on a stream that is closed")
+        elif not stream.remote_open:
+            self._data_stream = None
+            self._fault(stream_id, StreamFault(ErrorCode.STREAM_CLOSED, "DATA after the end of a request"))
+        elif length > stream.receive_window:
+            self._data_stream = None
+            self._fault(stream_id, StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the stream's window"))
+        else:
+            stream.receive_window -= length
+        if length <= 1 and not self._data_ends:
+            # Too little to be of use.  One byte per frame is legal, and free up to a point.
+            self._chore()
+
+    def _headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if flags & (PADDED | PRIORITY_FLAG):
+            payload = frames.unpadded(payload, flags, 5 if flags & PRIORITY_FLAG else 0)
+        if not stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
+        if flags & END_HEADERS:
+            self._header_block(stream_id, payload, bool(flags & END_STREAM))
+        else:
+            self._block = bytearray(payload)
+            self._block_stream = stream_id
+            self._block_ends = bool(flags & END_STREAM)
+            self._continuations = 0
+            self._particular = True
+
+    def _continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if self._block is None:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        self._continuations += 1
+        if self._continuations > self.limits.continuations:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block in too many frames")
+        self._block += payload
+        if flags & END_HEADERS:
+            block = bytes(self._block)
+            self._block = None
+            self._particular = False
+            self._header_block(stream_id, block, self._block_ends)
+
+    def _header_block(self, stream_id: int, block: bytes, ended: bool) -> None:
+        if stream_id <= self._last_stream:
+            self._more_headers(stream_id, block, ended)
+            return
+        if not stream_id & 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's stream with an even number")
+        self._last_stream = stream_id
+        head: RequestHead | None
+        try:
+            # Even a request that will be refused is decoded: the connection's HPACK state depends on it.
+            head = self._blocks.known(block) or self._blocks.request(block)
+        except HeaderListTooLarge:
+            head = None
+        if stream_id > self._ignore_above:
+            self._reset_here.append(stream_id)
+            return
+        if len(self.streams) >= self.limits.streams_open:
+            raise StreamFault(ErrorCode.REFUSED_STREAM, "too many calls at once")
+        stream = self.streams[stream_id] = Stream(stream_id, self._stream_window, self.sender.initial_window)
+        if ended:
+            stream.remote_open = False
+        if head is None:
+            self._events.append(RequestRefused(stream))
+            return
+        if head.content_length is not None:
+            stream.body_left = head.content_length
+            if ended and head.content_length:
+                raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a body that is not content-length long")
+        self._events.append(RequestReceived(stream, head, ended))
+
+    def _more_headers(self, stream_id: int, block: bytes, ended: bool) -> None:
+        """A header block on a stream that has had one: trailers, or a mistake."""
+        stream = self.streams.get(stream_id)
+        if stream is None and stream_id not in self._reset_here:
+            if stream_id in self._completed:
+                raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS on a stream that is closed")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream number lower than one before")
+        self._blocks.trailers(block)
+        if stream is None:
+            return
+        if not stream.remote_open:
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after the end of a request")
+        if not ended:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "trailers that do not end the request")
+        if stream.body_left > 0:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a body that is not content-length long")
+        stream.remote_open = False
+        self._events.append(DataReceived(stream, b"", True))
+
+    def _rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not stream_id or stream_id > self._last_stream:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on a stream that was not opened")
+        self._spend_reset()
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._close(stream)
+            self._completed.append(stream_id)
+            self._events.append(StreamReset(stream, _code(payload)))
+
+    def _fault(self, stream_id: int, fault: StreamFault) -> None:
+        """The peer broke a rule on one stream."""
+        self._spend_reset()
+        self.sender.control(frames.reset_frame(stream_id, fault.code))
+        self._reset_here.append(stream_id)
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._close(stream)
+            self._events.append(StreamReset(stream, fault.code))
+
+    def _spend_reset(self) -> None:
+        if not self._resets.spend(self._now):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many streams reset")
+
+    def _close(self, stream: Stream) -> None:
+        stream.remote_open = stream.local_open = False
+        self.sender.forget(stream)
+        self.streams.pop(stream.id, None)
+
+    def _response_ended(self, stream: Stream) -> None:
+        """The sender has put the end of a response in line."""
+        stream.local_open = False
+        del self.streams[stream.id]
+        if stream.remote_open:
+            # An early answer: tell the peer not to go on (section 8.1).
+            stream.remote_open = False
+            self._reset_here.append(stream.id)
+            self.sender.control(frames.reset_frame(stream.id, ErrorCode.NO_ERROR))
+        else:
+            self._completed.append(stream.id)
+
+    # The connection
+
+    def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if flags & frames.ACK:
+            if payload:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
+            self._chore()
+            self._settings_acknowledged()
+            return
+        if len(payload) % 6:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS with {len(payload)} bytes")
+        self._chore()
+        if not self.settings_received:
+            self.settings_received = True
+            self._particular = False
+        for name, value in frames.read_settings(payload):
+            if name == frames.SETTINGS_INITIAL_WINDOW_SIZE:
+                self.sender.change_initial_window(value, list(self.streams.values()))
+            elif name == frames.SETTINGS_MAX_FRAME_SIZE:
+                self.sender.frame_bytes = value
+        self.sender.control(frames.SETTINGS_ACK)
+
+    def _settings_acknowledged(self) -> None:
+        excess = self._stream_window - self.limits.stream_window
+        if excess:
+            self._stream_window = self.limits.stream_window
+            for stream in self.streams.values():
+                stream.receive_window -= excess
+
+    def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+        self._chore()
+        if flags & frames.ACK:
+            self._events.append(PingAcknowledged(payload))
+        else:
+            self.sender.control(frames.ping_frame(payload, frames.ACK))
+
+    def _goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY with {len(payload)} bytes")
+        self._chore()
+        self._events.append(GoAwayReceived(_code(payload[4:8])))
+
+    def _window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
+        increment = int.from_bytes(payload, "big") & frames.MAX_WINDOW
+        if not stream_id:
+            if not increment:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+            self.sender.open_window(increment)
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id > self._last_stream:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE on a stream that was not opened")
+            return
+        if not increment:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+        self.sender.open_stream_window(stream, increment)
+
+
+def _code(payload: bytes) -> ErrorCode | int:
+    """The error code in a frame; a number without a name is no fault (RFC 9113, section 7)."""
+    number = int.from_bytes(payload, "big")
+    return ErrorCode(number) if number <= ErrorCode.HTTP_1_1_REQUIRED else number
