@@ -20,6 +20,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 from zope.interface import implementer
@@ -157,7 +158,7 @@ class _BodylessRequest(Request):
     """A request whose body is not wanted: what comes of it is thrown away as it comes."""
 
     def gotLength(self, length: int | None) -> None:
-        self.content = _Nowhere()  # type: ignore[assignment]
+        self.content = _Nowhere()
         if self.requestHeaders.hasHeader(b"expect"):
             # The client asks before it sends.  It is answered now, and since it may yet send, not listened to again.
             self.requestHeaders.removeHeader(b"expect")
@@ -182,7 +183,7 @@ class _NotFound(Resource):
 
 
 class _QuietSite(Site):
-    def log(self, request: Request) -> None:
+    def log(self, request: http.Request) -> None:
         """An access log is not wanted for answers that are all the same."""
 
 

@@ -7,10 +7,12 @@ A service is a protobuf ``ServiceDescriptor`` together with an object whose meth
 * client streaming: ``async def Write(self, requests, call) -> response``, with ``async for request in requests``
 * both: an asynchronous generator over ``requests``
 
-A response is a message, or `bytes`: a message already serialized.  A handler that takes a stream may return before the
-client has ended it.  One that yields faster than its client reads is suspended at its ``yield``; one that does not
-ask for requests gets no more sent than fit into the stream's window.  When the client goes away or the deadline
-passes, what the handler awaits is cancelled, so its ``finally`` blocks run.
+A response is a message, or `bytes`: a message already serialized, or a `tuple` of `bytes`: the same in pieces, which
+saves the copy where a large payload follows a few bytes of field header.
+
+A handler that takes a stream may return before the client has ended it.  One that yields faster than its client reads
+is suspended at its ``yield``; one that does not ask for requests gets no more sent than fit into the stream's window.
+When the client goes away or the deadline passes, what the handler awaits is cancelled, so its ``finally`` blocks run.
 
 To fail a call, raise `artifactserver.rpc.status.RpcError` or one of the store's errors.
 """
@@ -26,6 +28,9 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from artifactserver.access import Access, Caller
+
+#: What a handler may answer with.
+Response = Message | bytes | tuple[bytes, ...]
 
 
 class Call:

@@ -1,18 +1,15 @@
-"""One call, from its first message to its trailers.
+"""A call and the handler that answers it: driving the handler, sending what it gives, and every way to end.
 
 A handler is driven by hand first.  Most finish without waiting for anything: those are answered at once, with no
 `Deferred` made.  One that suspends is handed on to `Deferred.fromCoroutine`, which starts by asking what it waits for
 once more; a `Deferred` that has no result yet names itself again.
 
-Backpressure.  Request data counts against the connection's window until its handler is hungry, and against its
-stream's window until the handler has taken the message it belongs to.  (A message that is not whole yet is not held
-against the connection: many calls may each need the rest of theirs, and would wait for each other.)  Response data
-beyond `Limits.response_bytes_queued` suspends the handler until the peer has taken half of it.
+Response data beyond `Limits.response_bytes_queued` suspends the handler until the peer has taken half of it.  How
+request data reaches the handler is in ``unary.py`` and ``streaming.py``.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Protocol
 
@@ -25,9 +22,9 @@ from twisted.python.failure import Failure
 from artifactserver.access import Caller
 from artifactserver.rpc import answers
 from artifactserver.rpc.codes import Code
-from artifactserver.rpc.dispatch import Call
+from artifactserver.rpc.dispatch import Call, Response
 from artifactserver.rpc.http2 import Connection, ErrorCode, Limits, Stream
-from artifactserver.rpc.messages import BadMessage, MessageReader, prefix
+from artifactserver.rpc.messages import BadMessage, MessageReader, prefix, whole_message
 from artifactserver.rpc.requests import Wanted
 from artifactserver.rpc.status import RpcError, details_of, status_of
 
@@ -58,23 +55,22 @@ class Carrier(Protocol):
 
 
 class Exchange:
-    """A call and the handler that answers it."""
+    """One call.  A subclass takes in its request.
+
+    :ivar stream: where it came from.
+    :ivar over: the outcome is settled, though the end of the response may not be out.
+    :ivar held: request bytes kept here.
+    """
 
     __slots__ = (
-        "_begun",
         "_call",
         "_carrier",
-        "_ended",
         "_head_sent",
-        "_hungry",
-        "_messages",
         "_reader",
         "_room",
         "_running",
         "_timer",
-        "_waiting",
         "_wanted",
-        "_withheld",
         "held",
         "over",
         "stream",
@@ -86,141 +82,72 @@ class Exchange:
         self._wanted = wanted
         deadline = None if wanted.timeout is None else carrier.clock.seconds() + wanted.timeout
         self._call = Call(caller, wanted.metadata, deadline)
-        self._reader = MessageReader(carrier.limits.message_bytes, wanted.encoding)
-        self._messages: deque[tuple[bytes, int]] = deque()
-        self._begun = False
-        self._ended = False
-        self._hungry = True
+        # Made when it is needed: most requests are one message in one piece.
+        self._reader: MessageReader | None = None
         self._head_sent = False
         self._running: Deferred[Any] | None = None
-        self._waiting: Deferred[None] | None = None
         self._room: Deferred[None] | None = None
         self._timer: IDelayedCall | None = None
-        #: Request bytes not given back to the connection's window yet.
-        self._withheld = 0
-        #: Request bytes kept here.
         self.held = 0
-        #: The outcome is settled, though the end of the response may not be out.
         self.over = False
+
+    # The request
 
     @property
     def waits_for_data(self) -> bool:
         """Whether nothing will happen until the peer sends more of the request."""
-        return not self.over and not self._ended and (not self._begun or self._waiting is not None)
-
-    # The request
+        raise NotImplementedError
 
     def data_received(self, payload: bytes | memoryview, ended: bool) -> None:
         """More of the request's body."""
-        self._withheld += len(payload)
-        if self.over:
-            self._release()
-            return
-        messages = self._messages
-        if payload:
-            try:
-                messages.extend(self._reader.feed(payload))
-            except BadMessage as error:
-                self._fail(error.code, str(error))
-                self._cancel_handler()
-                return
-        if ended:
-            self._ended = True
-            if self._reader.unfinished:
-                self._fail(Code.INTERNAL, "the request ended in the middle of a message")
-                self._cancel_handler()
-                return
-        if not self._wanted.method.streams_in:
-            self._unary_request()
-        elif self._hungry:
-            if messages or ended:
-                self._carrier.wake(self)
-            else:
-                self._release()
-                self._account()
-        else:
-            self._account()
-
-    def _unary_request(self) -> None:
-        messages = self._messages
-        self._release()
-        if len(messages) > 1:
-            self._fail(Code.INTERNAL, "more than one message for a method that takes one")
-        elif not self._ended:
-            self._account()
-        elif not messages:
-            self._fail(Code.INTERNAL, "no message for a method that takes one")
-        elif self._carrier.engine.sender.owed and self._carrier.postpone(self):
-            self._account()
-        else:
-            self._begin()
+        raise NotImplementedError
 
     def proceed(self) -> None:
-        """Begin, or let the handler have what it waits for."""
-        if self.over:
-            return
-        if not self._begun:
-            self._begin()
-        elif self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.callback(None)
-        if self._messages and not self.over:
-            self._account()
+        """Everything that has been received has been looked at: begin, or go on."""
+        raise NotImplementedError
 
-    def _release(self) -> None:
-        if self._withheld:
-            self._carrier.engine.release(self._withheld)
-            self._withheld = 0
-
-    def _account(self) -> None:
-        """Keep count of what is held, when it may have changed."""
-        held = self._reader.held
-        for _, size in self._messages:
-            held += size
-        self._carrier.held += held - self.held
-        self.held = held
-
-    async def next_request(self) -> Message:
-        """The next message of a stream of requests.
-
-        :raises StopAsyncIteration: at its end.
-        """
-        while not self._messages:
-            if self._ended:
-                raise StopAsyncIteration
-            self._hungry = True
-            self._release()
-            self._account()
-            waiting: Deferred[None] = Deferred()
-            self._waiting = waiting
-            await waiting
-        self._hungry = False
-        message, size = self._messages.popleft()
-        # The connection's window is given back when the handler has time for more than this.
-        self._carrier.engine.release_stream(self.stream, size)
-        if self.held:
-            self._account()
-        return self._parse(message)
+    def _feed(self, payload: bytes | memoryview, ended: bool) -> list[tuple[bytes, int]] | None:
+        """The messages that are whole now, with their sizes on the wire; `None` if that was the end of the call."""
+        reader = self._reader
+        if reader is None:
+            message = whole_message(payload, self._carrier.limits.message_bytes)
+            if message is not None:
+                return [(message, len(payload))]
+            if not payload:
+                return []
+            reader = self._reader = MessageReader(self._carrier.limits.message_bytes, self._wanted.encoding)
+        try:
+            messages = reader.feed(payload) if payload else []
+            if ended and reader.unfinished:
+                raise BadMessage(Code.INTERNAL, "the request ended in the middle of a message")
+        except BadMessage as error:
+            self.give_up(error.code, str(error))
+            return None
+        return messages
 
     def _parse(self, message: bytes) -> Message:
-        method = self._wanted.method
+        request = self._wanted.method.request
         try:
-            return method.request.FromString(message)
+            return request.FromString(message)
         except DecodeError:
-            name = method.request.DESCRIPTOR.full_name
+            name = request.DESCRIPTOR.full_name
             raise RpcError(Code.INTERNAL, f"a request that is not a {name} message") from None
+
+    def _hold(self, size: int) -> None:
+        """So many request bytes are kept here now."""
+        self._carrier.held += size - self.held
+        self.held = size
 
     # The handler
 
-    def _begin(self) -> None:
-        self._begun = True
+    def _run(self, request: Any) -> None:
+        """Let the handler answer ``request``: a message still to be parsed, or whatever gives all of them."""
         method = self._wanted.method
         assert method.handler is not None
         coroutine: Coroutine[Any, Any, Any]
         try:
-            request: Any = Requests(self) if method.streams_in else self._parse(self._messages.popleft()[0])
-            if self.held:
-                self._account()
+            if type(request) is bytes:
+                request = self._parse(request)
             answer = method.handler(request, self._call)
             coroutine = self._send_all(answer) if method.streams_out else answer
             coroutine.send(None)
@@ -236,29 +163,30 @@ class Exchange:
             self._running = Deferred.fromCoroutine(coroutine)
             self._running.addCallbacks(self._finished, self._failed_later)
 
-    async def _send_all(self, source: AsyncGenerator[Message | bytes, None]) -> None:
+    async def _send_all(self, source: AsyncGenerator[Response, None]) -> None:
         limits = self._carrier.limits
         try:
             async for message in source:
                 self._send(message)
                 if self.stream.queued > limits.response_bytes_queued:
-                    self._room = Deferred()
+                    room: Deferred[None] = Deferred()
+                    self._room = room
                     self.stream.wake_below = limits.response_bytes_queued // 2
-                    await self._room
+                    await room
         except BaseException:
             # Cancelled at our own await, the generator stands at its yield and knows nothing of it.
             await source.aclose()
             raise
 
-    def _send(self, message: Message | bytes) -> None:
+    def _send(self, message: Response) -> None:
         if self.over or not self.stream.local_open:
             raise CancelledError
-        body = message if type(message) is bytes else message.SerializeToString()  # type: ignore[union-attr]
+        pieces = _serialized(message)
         sender = self._carrier.engine.sender
         if not self._head_sent:
             self._head_sent = True
             sender.headers(self.stream, answers.HEAD)
-        sender.data(self.stream, prefix(body), body)
+        sender.data(self.stream, prefix(pieces), *pieces)
         self._carrier.flush()
 
     def drained(self) -> None:
@@ -267,23 +195,27 @@ class Exchange:
             room, self._room = self._room, None
             room.callback(None)
 
+    # The end
+
     def _finished(self, answer: Any) -> None:
+        """The handler has returned, for a response of one message with that message."""
         if self.over:
             return
         stream = self.stream
         sender = self._carrier.engine.sender
-        if stream.local_open:
-            if not self._wanted.method.streams_out:
-                try:
-                    body = answer if type(answer) is bytes else answer.SerializeToString()
-                except Exception as error:
-                    self._failed(error)
-                    return
-                sender.answer(stream, answers.HEAD, prefix(body), body, answers.TAIL)
-            else:
-                if not self._head_sent:
-                    sender.headers(stream, answers.HEAD)
-                sender.finish(stream, answers.TAIL)
+        if not stream.local_open:
+            pass  # Reset by what was received right behind the request.
+        elif self._wanted.method.streams_out:
+            if not self._head_sent:
+                sender.headers(stream, answers.HEAD)
+            sender.finish(stream, answers.TAIL)
+        else:
+            try:
+                pieces = _serialized(answer)
+            except Exception as error:
+                self._failed(error)
+                return
+            sender.answer(stream, answers.HEAD, (prefix(pieces), *pieces), answers.TAIL)
         self._settle()
         self._carrier.flush()
 
@@ -295,13 +227,11 @@ class Exchange:
         """The handler raised ``error``."""
         status = status_of(error)
         if status is None and not (self.over and isinstance(error, CancelledError)):
-            # Called while the exception is being handled, or with what is left of it.
+            # Without a failure, the exception is being handled right now.
             _log.failure("{path} failed", failure, path=self._wanted.method.path)
             status = Code.INTERNAL, _OUR_FAULT
         if not self.over and status is not None:
             self._fail(*status, details_of(error))
-
-    # The end
 
     def _fail(self, code: Code, message: str, details: bytes = b"") -> None:
         sender = self._carrier.engine.sender
@@ -341,31 +271,21 @@ class Exchange:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._withheld:
-            self._release()
         if self.held:
-            self._carrier.held -= self.held
-            self.held = 0
-            self._messages.clear()
-            self._reader = MessageReader(0)
+            self._hold(0)
+        self._reader = None
 
     def _cancel_handler(self) -> None:
         running, self._running = self._running, None
         if running is not None:
-            self._waiting = self._room = None
+            self._room = None
             running.cancel()
 
 
-class Requests:
-    """A stream of requests, as its handler sees it."""
-
-    __slots__ = ("_exchange",)
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-
-    def __aiter__(self) -> Requests:
-        return self
-
-    def __anext__(self) -> Coroutine[Any, Any, Any]:
-        return self._exchange.next_request()
+def _serialized(message: Any) -> tuple[bytes, ...]:
+    """A response on its way out, in the pieces in which the handler gave it."""
+    if type(message) is bytes:
+        return (message,)
+    if type(message) is tuple:
+        return message
+    return (message.SerializeToString(),)

@@ -11,7 +11,7 @@ import binascii
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from artifactserver.rpc.codes import Code
 
@@ -73,14 +73,6 @@ class MessageReader:
 
         :raises BadMessage: if there is something wrong with them.
         """
-        if not self.held and self._left < 0 and len(data) >= PREFIX_BYTES:
-            # By far the most frequent case: one whole message.
-            flag, length = PREFIX.unpack_from(data)
-            if flag == 0 and length == len(data) - PREFIX_BYTES and length <= self._limit:
-                return [(bytes(data[PREFIX_BYTES:]), length + PREFIX_BYTES)]
-        return self._feed(data)
-
-    def _feed(self, data: bytes | memoryview) -> list[tuple[bytes, int]]:
         messages: list[tuple[bytes, int]] = []
         position = 0
         end = len(data)
@@ -154,9 +146,18 @@ def gunzip(message: bytes, limit: int) -> bytes:
     return content
 
 
-def prefix(message: bytes) -> bytes:
-    """What precedes an uncompressed message on the wire."""
-    return PREFIX.pack(0, len(message))
+def whole_message(data: bytes | memoryview, limit: int) -> bytes | None:
+    """The message, if ``data`` is exactly one and not compressed, as most requests are; `None` for anything else."""
+    if len(data) >= PREFIX_BYTES:
+        flag, length = PREFIX.unpack_from(data)
+        if flag == 0 and length == len(data) - PREFIX_BYTES and length <= limit:
+            return bytes(data[PREFIX_BYTES:])
+    return None
+
+
+def prefix(pieces: Sequence[bytes]) -> bytes:
+    """What precedes an uncompressed message, here in pieces, on the wire."""
+    return PREFIX.pack(0, len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces)))
 
 
 def is_grpc(content_type: bytes) -> bool:

@@ -51,6 +51,8 @@ from artifactserver.rpc.http2 import (
 from artifactserver.rpc.http2.rates import Allowance
 from artifactserver.rpc.ledger import Ledger
 from artifactserver.rpc.requests import Impossible, NotGrpc, Wanted, read_request
+from artifactserver.rpc.streaming import StreamingExchange
+from artifactserver.rpc.unary import UnaryExchange
 
 #: What a transport reads at once, and holds for writing before it says that it has enough.
 READ_BYTES = 256 * 1024
@@ -206,9 +208,8 @@ class GrpcProtocol(Protocol):
         if refusal is not None:
             self._refuse(stream, Impossible(Code.PERMISSION_DENIED, refusal))
             return
-        exchange = stream.owner = Exchange(self, stream, wanted, self._caller)
-        if wanted.method.streams_in:
-            self._woken.append(exchange)
+        kind = StreamingExchange if wanted.method.streams_in else UnaryExchange
+        exchange = stream.owner = kind(self, stream, wanted, self._caller)
         if ended:
             exchange.data_received(b"", True)
 

@@ -22,7 +22,6 @@ from artifactserver.rpc.http2.events import (
 )
 from artifactserver.rpc.http2.frames import (
     CONTINUATION,
-    DATA,
     END_HEADERS,
     END_STREAM,
     HEADERS,
@@ -43,8 +42,10 @@ from artifactserver.rpc.http2.windows import ReceiveWindow
 VIEW_LEAST = 16 * 1024
 VIEW_SHARE = 4
 
-#: Frames whose payload has one length (RFC 9113, section 6); PRIORITY, whose fault is its stream's, is not here.
-_LENGTHS = {frames.RST_STREAM: 4, frames.PING: 8, frames.WINDOW_UPDATE: 4}
+#: What padding and priority may add to a HEADERS frame.
+_HEADERS_EXTRA = 1 + 255 + 5
+
+_NOT_CONTENT_LENGTH = "a body that is not content-length long"
 
 
 class Connection(FrameReader):
@@ -57,7 +58,7 @@ class Connection(FrameReader):
     """
 
     def __init__(self, limits: Limits) -> None:
-        super().__init__()
+        super().__init__(limits.frame_bytes)
         self.limits = limits
         self.streams: dict[int, Stream] = {}
         self.sender = Sender(self._response_ended)
@@ -73,10 +74,9 @@ class Connection(FrameReader):
         self._now = 0.0
         self._events: list[Event] = []
         # A particular frame has to come next: SETTINGS at first, CONTINUATION within a header block.
-        self._particular = True
+        self.particular = True
         # The DATA frame that flows; without a stream it is thrown away.
         self._data_stream: Stream | None = None
-        self._data_counts = False
         self._data_ends = False
         self._pad_length_next = False
         self._padding = 0
@@ -90,14 +90,16 @@ class Connection(FrameReader):
         self._ignore_above = frames.MAX_STREAM_ID
         self._completed: deque[int] = deque(maxlen=2 * limits.streams_open)
         self._reset_here: deque[int] = deque(maxlen=2 * limits.streams_open)
-        self._meanings = {
-            HEADERS: self._headers,
-            CONTINUATION: self._continuation,
-            frames.RST_STREAM: self._rst_stream,
-            SETTINGS: self._settings,
-            frames.PING: self._ping,
-            frames.GOAWAY: self._goaway,
-            frames.WINDOW_UPDATE: self._window_update,
+        block = limits.header_block_bytes
+        control = limits.control_frame_bytes
+        self.small = {
+            HEADERS: (self._headers, 0, block + _HEADERS_EXTRA),
+            CONTINUATION: (self._continuation, 0, block),
+            frames.RST_STREAM: (self._rst_stream, 4, 4),
+            SETTINGS: (self._settings, 0, control),
+            frames.PING: (self._ping, 8, 8),
+            frames.GOAWAY: (self._goaway, 8, control),
+            frames.WINDOW_UPDATE: (self._window_update, 4, 4),
         }
 
     # For the layer above
@@ -184,24 +186,52 @@ class Connection(FrameReader):
 
     # Frames, as the reader finds them
 
-    def frame_begins(self, kind: int, length: int, flags: int, stream_id: int) -> bool:
-        if length > self.limits.frame_bytes:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-        if self._particular:
-            self._check_particular(kind, flags, stream_id)
-        if kind == DATA:
-            self._data_begins(length, flags, stream_id)
-            return True
-        if kind == HEADERS or kind == CONTINUATION:
-            self._check_block_size(length)
-            return False
-        return self._other_begins(kind, length, stream_id)
+    def check_particular(self, kind: int, flags: int, stream_id: int) -> None:
+        if not self.settings_received:
+            if kind != SETTINGS or flags & frames.ACK:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame was not SETTINGS")
+        elif kind != CONTINUATION or stream_id != self._block_stream:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block with something else in between")
 
-    def payload_part(self, data: bytes, start: int, stop: int, left: int) -> None:
-        if not self._data_counts:
-            return
+    def ignored_begins(self, kind: int, length: int, stream_id: int) -> None:
+        """Priorities are no more (section 5.3), and what is unknown is ignored (section 5.5)."""
+        if kind == frames.PUSH_PROMISE:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+        if kind == frames.PRIORITY:
+            if not stream_id:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+            if length != 5:
+                self.stream_fault(stream_id, StreamFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY of {length} bytes"))
+        self._chore()
+
+    def data_begins(self, length: int, flags: int, stream_id: int) -> None:
+        self._window.receive(length)
+        self._data_ends = bool(flags & END_STREAM)
+        self._padding = 0
+        self._pad_length_next = bool(flags & PADDED)
+        if self._pad_length_next and not length:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without a pad length")
+        stream = self._data_stream = self.streams.get(stream_id)
+        if stream is None:
+            if not stream_id or stream_id > self._last_stream:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on a stream that was not opened")
+            if stream_id not in self._reset_here:
+                raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA on a stream that is closed")
+        elif not stream.remote_open:
+            self._data_stream = None
+            self.stream_fault(stream_id, StreamFault(ErrorCode.STREAM_CLOSED, "DATA after the end of a request"))
+        elif length > stream.receive_window:
+            self._data_stream = None
+            self.stream_fault(stream_id, StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "data beyond a stream's window"))
+        else:
+            stream.receive_window -= length
+        if length <= 1 and not self._data_ends:
+            # Too little to be of use: legal, and free up to a point.
+            self._chore()
+
+    def data_part(self, data: bytes, start: int, stop: int, left: int) -> None:
         arrived = stop - start
-        if self._pad_length_next and arrived:
+        if self._pad_length_next:
             self._pad_length_next = False
             self._padding = data[start]
             start += 1
@@ -224,7 +254,7 @@ class Connection(FrameReader):
             if stream.body_left < 0 or (ended and stream.body_left):
                 self.release(size)
                 self._data_stream = None
-                self._fault(stream.id, StreamFault(ErrorCode.PROTOCOL_ERROR, "a body that is not content-length long"))
+                self.stream_fault(stream.id, StreamFault(ErrorCode.PROTOCOL_ERROR, _NOT_CONTENT_LENGTH))
                 return
         if ended:
             stream.remote_open = False
@@ -235,48 +265,14 @@ class Connection(FrameReader):
             else:
                 self._events.append(DataReceived(stream, data[start:stop], ended))
 
-    def frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        try:
-            self._meanings[kind](flags, stream_id, payload)
-        except StreamFault as fault:
-            self._fault(stream_id, fault)
-
-    # What may come, and how large
-
-    def _check_particular(self, kind: int, flags: int, stream_id: int) -> None:
-        if not self.settings_received:
-            if kind != SETTINGS or flags & frames.ACK:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame was not SETTINGS")
-        elif kind != CONTINUATION or stream_id != self._block_stream:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block with something else in between")
-
-    def _check_block_size(self, length: int) -> None:
-        # Padding and priority make a HEADERS frame a little longer than its part of the block.
-        before = 0 if self._block is None else len(self._block)
-        if before + length > self.limits.header_block_bytes + 262:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block that is too long")
-
-    def _other_begins(self, kind: int, length: int, stream_id: int) -> bool:
-        """Check a frame that is neither DATA nor part of a header block; `True` if it is to be thrown away."""
-        if kind in _LENGTHS:
-            if length != _LENGTHS[kind]:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of type {kind} with {length} bytes")
-            return False
-        if kind == frames.PUSH_PROMISE:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
-        if kind == SETTINGS or kind == frames.GOAWAY:
-            if length > self.limits.control_frame_bytes:
-                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"a frame of type {kind} with {length} bytes")
-            return False
-        if kind == frames.PRIORITY:
-            if not stream_id:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
-            if length != 5:
-                self._fault(stream_id, StreamFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY with {length} bytes"))
-        # Priorities are no more (section 5.3), and what is unknown is ignored (section 5.5).
-        self._chore()
-        self._data_counts = False
-        return True
+    def stream_fault(self, stream_id: int, fault: StreamFault) -> None:
+        self._spend_reset()
+        self.sender.control(frames.reset_frame(stream_id, fault.code))
+        self._reset_here.append(stream_id)
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._close(stream)
+            self._events.append(StreamReset(stream, fault.code))
 
     def _chore(self) -> None:
         """A frame that only makes work."""
@@ -284,32 +280,6 @@ class Connection(FrameReader):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that do nothing")
 
     # Streams
-
-    def _data_begins(self, length: int, flags: int, stream_id: int) -> None:
-        self._window.receive(length)
-        self._data_counts = True
-        self._data_ends = bool(flags & END_STREAM)
-        self._padding = 0
-        self._pad_length_next = bool(flags & PADDED)
-        if self._pad_length_next and not length:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without a pad length")
-        stream = self._data_stream = self.streams.get(stream_id)
-        if stream is None:
-            if not stream_id or stream_id > self._last_stream:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on a stream that was not opened")
-            if stream_id not in self._reset_here:
-                raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA on a stream that is closed")
-        elif not stream.remote_open:
-            self._data_stream = None
-            self._fault(stream_id, StreamFault(ErrorCode.STREAM_CLOSED, "DATA after the end of a request"))
-        elif length > stream.receive_window:
-            self._data_stream = None
-            self._fault(stream_id, StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the stream's window"))
-        else:
-            stream.receive_window -= length
-        if length <= 1 and not self._data_ends:
-            # Too little to be of use.  One byte per frame is legal, and free up to a point.
-            self._chore()
 
     def _headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if flags & (PADDED | PRIORITY_FLAG):
@@ -323,7 +293,7 @@ class Connection(FrameReader):
             self._block_stream = stream_id
             self._block_ends = bool(flags & END_STREAM)
             self._continuations = 0
-            self._particular = True
+            self.particular = True
 
     def _continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         if self._block is None:
@@ -331,11 +301,13 @@ class Connection(FrameReader):
         self._continuations += 1
         if self._continuations > self.limits.continuations:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block in too many frames")
+        if len(self._block) + len(payload) > self.limits.header_block_bytes:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block that is too long")
         self._block += payload
         if flags & END_HEADERS:
             block = bytes(self._block)
             self._block = None
-            self._particular = False
+            self.particular = False
             self._header_block(stream_id, block, self._block_ends)
 
     def _header_block(self, stream_id: int, block: bytes, ended: bool) -> None:
@@ -365,7 +337,7 @@ class Connection(FrameReader):
         if head.content_length is not None:
             stream.body_left = head.content_length
             if ended and head.content_length:
-                raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a body that is not content-length long")
+                raise StreamFault(ErrorCode.PROTOCOL_ERROR, _NOT_CONTENT_LENGTH)
         self._events.append(RequestReceived(stream, head, ended))
 
     def _more_headers(self, stream_id: int, block: bytes, ended: bool) -> None:
@@ -383,7 +355,7 @@ class Connection(FrameReader):
         if not ended:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "trailers that do not end the request")
         if stream.body_left > 0:
-            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a body that is not content-length long")
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, _NOT_CONTENT_LENGTH)
         stream.remote_open = False
         self._events.append(DataReceived(stream, b"", True))
 
@@ -396,16 +368,6 @@ class Connection(FrameReader):
             self._close(stream)
             self._completed.append(stream_id)
             self._events.append(StreamReset(stream, _code(payload)))
-
-    def _fault(self, stream_id: int, fault: StreamFault) -> None:
-        """The peer broke a rule on one stream."""
-        self._spend_reset()
-        self.sender.control(frames.reset_frame(stream_id, fault.code))
-        self._reset_here.append(stream_id)
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            self._close(stream)
-            self._events.append(StreamReset(stream, fault.code))
 
     def _spend_reset(self) -> None:
         if not self._resets.spend(self._now):
@@ -444,7 +406,7 @@ class Connection(FrameReader):
         self._chore()
         if not self.settings_received:
             self.settings_received = True
-            self._particular = False
+            self.particular = False
         for name, value in frames.read_settings(payload):
             if name == frames.SETTINGS_INITIAL_WINDOW_SIZE:
                 self.sender.change_initial_window(value, list(self.streams.values()))
@@ -471,8 +433,6 @@ class Connection(FrameReader):
     def _goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
-        if len(payload) < 8:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY with {len(payload)} bytes")
         self._chore()
         self._events.append(GoAwayReceived(_code(payload[4:8])))
 

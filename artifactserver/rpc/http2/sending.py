@@ -25,9 +25,6 @@ TURN = 64 * 1024
 #: An answer up to this size is put in line behind what is already there, without waiting for its stream's turn.
 DIRECT = 64 * 1024
 
-_HEADERS_OPEN = END_HEADERS
-_HEADERS_LAST = END_HEADERS | END_STREAM
-
 
 class Sender:
     """What one connection has to send.
@@ -104,24 +101,25 @@ class Sender:
         self._out_bytes += len(frame)
         self.control_frames += 1
 
-    def answer(self, stream: Stream, head: bytes, prefix: bytes, message: bytes, tail: bytes) -> None:
-        """A whole response: headers, one body made of ``prefix`` and ``message``, trailers; as one piece if it fits."""
-        size = len(prefix) + len(message)
+    def answer(self, stream: Stream, head: bytes, body: tuple[bytes, ...], tail: bytes) -> None:
+        """A whole response: headers, body, trailers; as one piece if it fits the windows."""
+        size = sum(map(len, body))
         if self.blocked or size > DIRECT or size > stream.send_window or size > self.window or size > self.frame_bytes:
             self.headers(stream, head)
-            self.data(stream, prefix, message)
+            self.data(stream, *body)
             self.finish(stream, tail)
             return
+        if not stream.local_open:
+            raise Misuse(f"an answer on {stream}, whose response has ended")
         stream_id = stream.id
         self.window -= size
         whole = b"".join(
             (
-                frame_header(len(head) << 8 | HEADERS, _HEADERS_OPEN, stream_id),
+                frame_header(len(head) << 8 | HEADERS, END_HEADERS, stream_id),
                 head,
                 frame_header(size << 8, 0, stream_id),
-                prefix,
-                message,
-                frame_header(len(tail) << 8 | HEADERS, _HEADERS_LAST, stream_id),
+                *body,
+                frame_header(len(tail) << 8 | HEADERS, END_HEADERS | END_STREAM, stream_id),
                 tail,
             )
         )

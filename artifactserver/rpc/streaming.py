@@ -1,0 +1,132 @@
+"""Calls whose request is a stream of messages.
+
+Backpressure from the handler to the peer: what has arrived counts against the stream's window until the handler has
+taken the message it belongs to, and against the connection's window until the handler is hungry, that is, has taken all
+there is and asks for more.  A message that is not whole is not held against the connection while its handler waits for
+it: many calls may each need the rest of theirs, and would wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+from google.protobuf.message import Message
+from twisted.internet.defer import Deferred
+
+from artifactserver.access import Caller
+from artifactserver.rpc.exchange import Carrier, Exchange
+from artifactserver.rpc.http2 import Stream
+from artifactserver.rpc.requests import Wanted
+
+
+class StreamingExchange(Exchange):
+    """Hands the messages on as the handler asks for them.
+
+    The handler begins, and goes on, when everything that arrived together has been looked at: by then it often need
+    not wait at all.
+    """
+
+    __slots__ = ("_begun", "_ended", "_hungry", "_messages", "_queued", "_waiting", "_withheld")
+
+    def __init__(self, carrier: Carrier, stream: Stream, wanted: Wanted, caller: Caller) -> None:
+        super().__init__(carrier, stream, wanted, caller)
+        self._begun = False
+        self._ended = False
+        self._hungry = True
+        self._messages: deque[tuple[bytes, int]] = deque()
+        # Bytes in those messages, and bytes not given back to the connection's window yet.
+        self._queued = 0
+        self._withheld = 0
+        self._waiting: Deferred[None] | None = None
+        carrier.wake(self)
+
+    @property
+    def waits_for_data(self) -> bool:
+        return not self.over and self._waiting is not None
+
+    def data_received(self, payload: bytes | memoryview, ended: bool) -> None:
+        self._withheld += len(payload)
+        if self.over:
+            self._release()
+            return
+        messages = self._feed(payload, ended)
+        if messages is None:
+            return
+        if ended:
+            self._ended = True
+        for message in messages:
+            self._messages.append(message)
+            self._queued += message[1]
+        if messages or ended:
+            if self._waiting is not None:
+                self._carrier.wake(self)
+        elif self._hungry:
+            self._release()
+        self._count()
+
+    def proceed(self) -> None:
+        if self.over:
+            return
+        if not self._begun:
+            self._begun = True
+            self._run(Requests(self))
+        elif self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.callback(None)
+
+    async def next_request(self) -> Message:
+        """The next message.
+
+        :raises StopAsyncIteration: at the end.
+        """
+        while not self._messages:
+            if self._ended:
+                raise StopAsyncIteration
+            self._hungry = True
+            self._release()
+            waiting: Deferred[None] = Deferred()
+            self._waiting = waiting
+            await waiting
+        self._hungry = False
+        message, size = self._messages.popleft()
+        self._queued -= size
+        self._count()
+        self._carrier.engine.release_stream(self.stream, size)
+        return self._parse(message)
+
+    def _release(self) -> None:
+        if self._withheld:
+            self._carrier.engine.release(self._withheld)
+            self._withheld = 0
+
+    def _count(self) -> None:
+        size = self._queued + (self._reader.held if self._reader is not None else 0)
+        if size != self.held:
+            self._hold(size)
+
+    def _settle(self) -> None:
+        super()._settle()
+        self._messages.clear()
+        self._queued = 0
+        self._release()
+
+    def _cancel_handler(self) -> None:
+        self._waiting = None
+        super()._cancel_handler()
+
+
+class Requests:
+    """The stream of requests, as the handler sees it."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: StreamingExchange) -> None:
+        self._exchange = exchange
+
+    def __aiter__(self) -> Requests:
+        return self
+
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
+        return self._exchange.next_request()

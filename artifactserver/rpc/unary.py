@@ -1,0 +1,81 @@
+"""Calls whose request is one message."""
+
+from __future__ import annotations
+
+from artifactserver.access import Caller
+from artifactserver.rpc.codes import Code
+from artifactserver.rpc.exchange import Carrier, Exchange
+from artifactserver.rpc.http2 import Stream
+from artifactserver.rpc.messages import whole_message
+from artifactserver.rpc.requests import Wanted
+
+
+class UnaryExchange(Exchange):
+    """Collects the message, and lets the handler have it when the request has ended.
+
+    All that arrives is given back to the connection's window at once, as the handler can do nothing without the rest:
+    many calls may each need a little more, and would wait for each other.  The stream's window is never given back; it
+    has room for the largest message.
+    """
+
+    __slots__ = ("_begun", "_message")
+
+    def __init__(self, carrier: Carrier, stream: Stream, wanted: Wanted, caller: Caller) -> None:
+        super().__init__(carrier, stream, wanted, caller)
+        self._begun = False
+        self._message: bytes | None = None
+
+    @property
+    def waits_for_data(self) -> bool:
+        return not self.over and not self._begun and self.stream.remote_open
+
+    def data_received(self, payload: bytes | memoryview, ended: bool) -> None:
+        carrier = self._carrier
+        carrier.engine.release(len(payload))
+        if self.over:
+            return
+        if ended and self._reader is None and self._message is None:
+            message = whole_message(payload, carrier.limits.message_bytes)
+            if message is not None:
+                self._whole(message)
+                return
+        messages = self._feed(payload, ended)
+        if messages is None:
+            return
+        if len(messages) + (self._message is not None) > 1:
+            self.give_up(Code.INTERNAL, "more than one message for a method that takes one")
+            return
+        if messages:
+            self._message = messages[0][0]
+        if not ended:
+            unfinished = 0 if self._reader is None else self._reader.held
+            self._hold(unfinished + len(self._message or b""))
+        elif self._message is None:
+            self.give_up(Code.INTERNAL, "no message for a method that takes one")
+        else:
+            message, self._message = self._message, None
+            self._whole(message)
+
+    def _whole(self, message: bytes) -> None:
+        carrier = self._carrier
+        if carrier.engine.sender.owed and carrier.postpone(self):
+            self._message = message
+            self._hold(len(message))
+            return
+        self._begin(message)
+
+    def _begin(self, message: bytes) -> None:
+        self._begun = True
+        if self.held:
+            self._hold(0)
+        self._run(message)
+
+    def proceed(self) -> None:
+        """The peer has read enough of other answers."""
+        if not self.over and self._message is not None:
+            message, self._message = self._message, None
+            self._begin(message)
+
+    def _settle(self) -> None:
+        super()._settle()
+        self._message = None
