@@ -86,6 +86,7 @@ class StreamingExchange(Exchange):
                 raise StopAsyncIteration
             self._hungry = True
             self._release()
+            self._carrier.flush()
             waiting: Deferred[None] = Deferred()
             self._waiting = waiting
             await waiting
@@ -94,6 +95,8 @@ class StreamingExchange(Exchange):
         self._queued -= size
         self._count()
         self._carrier.engine.release_stream(self.stream, size)
+        # Whoever has waited for something else, a disk say, is here at a moment of its own.
+        self._carrier.flush()
         return self._parse(message)
 
     def _release(self) -> None:
