@@ -29,7 +29,7 @@ from artifactserver.rpc.http2.frames import (
     PRIORITY_FLAG,
     SETTINGS,
 )
-from artifactserver.rpc.http2.headers import HeaderBlocks, RequestHead
+from artifactserver.rpc.http2.headers import HeaderBlocks, RequestHead, check_trailers
 from artifactserver.rpc.http2.limits import Limits
 from artifactserver.rpc.http2.rates import Allowance
 from artifactserver.rpc.http2.reading import FrameReader
@@ -347,13 +347,18 @@ class Connection(FrameReader):
             if stream_id in self._completed:
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS on a stream that is closed")
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream number lower than one before")
-        self._blocks.trailers(block)
+        try:
+            fields = self._blocks.trailers(block)
+        except HeaderListTooLarge:
+            fields = []
+            ended = False
         if stream is None:
             return
         if not stream.remote_open:
             raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after the end of a request")
         if not ended:
-            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "trailers that do not end the request")
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "trailers that do not end the request, or are too large")
+        check_trailers(fields)
         if stream.body_left > 0:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, _NOT_CONTENT_LENGTH)
         stream.remote_open = False

@@ -67,18 +67,13 @@ class HeaderBlocks:
             self._known[block] = head
         return head
 
-    def trailers(self, block: bytes) -> None:
-        """Decode and check the trailers of a request, which gRPC has no use for.
+    def trailers(self, block: bytes) -> list[tuple[bytes, bytes]]:
+        """What a later header block on the same stream says, not checked yet.
 
-        :raises ConnectionFault: if they cannot be decoded.
-        :raises StreamFault: if they are malformed.
+        :raises ConnectionFault: if it cannot be decoded.
+        :raises HeaderListTooLarge: if it is more than the limits allow.
         """
-        try:
-            fields, _ = self._decode(block)
-        except HeaderListTooLarge as error:
-            raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, "trailers too large") from error
-        for name, value in fields:
-            _check_field(name, value)
+        return self._decode(block)[0]
 
     def _decode(self, block: bytes) -> tuple[list[tuple[bytes, bytes]], bool]:
         """The fields of a block, and whether the dynamic table is what it was; if not, what is known was dropped."""
@@ -112,6 +107,12 @@ def _check_field(name: bytes, value: bytes) -> None:
         raise _malformed("an invalid header value")
     if name in _CONNECTION_FIELDS or (name == b"te" and value != b"trailers"):
         raise _malformed("a connection-specific header")
+
+
+def check_trailers(fields: Iterable[tuple[bytes, bytes]]) -> None:
+    """:raises StreamFault: if they are malformed, as with a pseudo-header they are (RFC 9113, section 8.1)."""
+    for name, value in fields:
+        _check_field(name, value)
 
 
 def request_head(fields: Iterable[tuple[bytes, bytes]]) -> RequestHead:
