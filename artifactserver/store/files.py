@@ -127,6 +127,8 @@ class FileReader:
         self._checksums = row.checksums
         self._in_thread = in_thread
         self._damaged = damaged
+        self._last_block = -1
+        self._last = b""
         self.size = row.size
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -137,17 +139,20 @@ class FileReader:
         wanted = min(BLOCK_BYTES, self.size - block * BLOCK_BYTES)
         if wanted <= start or length <= 0:
             return b""
-        try:
-            if _resident(file.fd, block * BLOCK_BYTES, wanted):
-                content = self._block(file, block, wanted)
-            else:
-                content = await self._in_thread(lambda: self._block(file, block, wanted))
-        except (DamagedFile, OSError) as error:
-            await self._damaged(str(error))
-            raise
-        if start == 0 and length >= wanted:
-            return content
-        return content[start : start + length]
+        if block != self._last_block:
+            try:
+                if _resident(file.fd, block * BLOCK_BYTES, wanted):
+                    content = self._block(file, block, wanted)
+                else:
+                    content = await self._in_thread(lambda: self._block(file, block, wanted))
+            except (DamagedFile, OSError) as error:
+                await self._damaged(str(error))
+                raise
+            if start == 0 and length >= wanted:
+                return content
+            # Who reads less than a block reads the rest of it next.
+            self._last_block, self._last = block, content
+        return self._last[start : start + length]
 
     def _block(self, file: Descriptor, block: int, wanted: int) -> bytes:
         content = os.pread(file.fd, wanted, block * BLOCK_BYTES)
@@ -157,6 +162,7 @@ class FileReader:
 
     def close(self) -> None:
         self._file = None
+        self._last_block, self._last = -1, b""
 
 
 class MemoryReader:
