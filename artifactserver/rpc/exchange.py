@@ -173,7 +173,7 @@ class Exchange:
                     self._room = room
                     self.stream.wake_below = limits.response_bytes_queued // 2
                     await room
-        except BaseException:
+        except Exception:
             # Cancelled at our own await, the generator stands at its yield and knows nothing of it.
             await source.aclose()
             raise

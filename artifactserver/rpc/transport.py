@@ -250,7 +250,8 @@ class GrpcProtocol(Protocol):
         if findings.connection is Verdict.IDLE:
             self.drain()
         elif findings.connection is Verdict.TOO_SLOW:
-            self._failed(self.engine.fail(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "it says nothing, too slowly")))
+            for event in self.engine.fail(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too slow to say anything")):
+                self._rare(event)
         elif findings.connection is Verdict.UNREAD:
             self.factory.complain("{peer} was cut off: it does not read", peer=self._caller.address)
             self.abort()

@@ -130,18 +130,19 @@ class Connection(FrameReader):
             try:
                 self.read(data)
             except ConnectionFault as fault:
-                events.append(self.fail(fault))
+                events += self.fail(fault)
         return events
 
-    def fail(self, fault: ConnectionFault) -> ConnectionFailed:
+    def fail(self, fault: ConnectionFault) -> list[Event]:
         """End the connection: GOAWAY, and nothing of what was still to be sent on its streams."""
         self.failed = True
-        for stream in self.streams.values():
-            stream.remote_open = stream.local_open = False
-            self.sender.forget(stream)
-        self.streams.clear()
+        ends: list[Event] = []
+        for stream in list(self.streams.values()):
+            self._close(stream)
+            ends.append(StreamReset(stream, fault.code))
         self.sender.control(frames.goaway_frame(self._last_stream, fault.code, fault.reason))
-        return ConnectionFailed(fault.code, fault.reason)
+        ends.append(ConnectionFailed(fault.code, fault.reason))
+        return ends
 
     def release(self, size: int) -> None:
         """So many body bytes no longer count against the connection's window."""
