@@ -62,7 +62,7 @@ class EncodingTests(SynchronousTestCase):
         message.responses.add(
             digest=reapi.Digest(hash=hash, size_bytes=size), status=status_pb2.Status.FromString(status)
         )
-        self.assertEqual(encoding.unread_blob(hash, size, status), message.SerializeToString())
+        self.assertEqual(b"".join(encoding.unread_blob(hash, size, status)), message.SerializeToString())
 
     @given(CONTENTS)
     def test_read_response(self, content: bytes) -> None:

@@ -19,7 +19,7 @@ class GetReferenceResponse(_message.Message):
     __slots__ = ("digest",)
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     digest: _remote_execution_pb2.Digest
-    def __init__(self, digest: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping]] = ...) -> None: ...
+    def __init__(self, digest: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]] = ...) -> None: ...
 
 class UpdateReferenceRequest(_message.Message):
     __slots__ = ("instance_name", "keys", "digest")
@@ -29,7 +29,7 @@ class UpdateReferenceRequest(_message.Message):
     instance_name: str
     keys: _containers.RepeatedScalarFieldContainer[str]
     digest: _remote_execution_pb2.Digest
-    def __init__(self, instance_name: _Optional[str] = ..., keys: _Optional[_Iterable[str]] = ..., digest: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping]] = ...) -> None: ...
+    def __init__(self, instance_name: _Optional[str] = ..., keys: _Optional[_Iterable[str]] = ..., digest: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]] = ...) -> None: ...
 
 class UpdateReferenceResponse(_message.Message):
     __slots__ = ()
@@ -66,7 +66,7 @@ class Artifact(_message.Message):
         DIGEST_FIELD_NUMBER: _ClassVar[int]
         name: str
         digest: _remote_execution_pb2.Digest
-        def __init__(self, name: _Optional[str] = ..., digest: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping]] = ...) -> None: ...
+        def __init__(self, name: _Optional[str] = ..., digest: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]] = ...) -> None: ...
     class SandboxState(_message.Message):
         __slots__ = ("working_directory", "subsandbox_digests", "marked_directories")
         WORKING_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
@@ -75,7 +75,7 @@ class Artifact(_message.Message):
         working_directory: str
         subsandbox_digests: _containers.RepeatedCompositeFieldContainer[_remote_execution_pb2.Digest]
         marked_directories: _containers.RepeatedScalarFieldContainer[str]
-        def __init__(self, working_directory: _Optional[str] = ..., subsandbox_digests: _Optional[_Iterable[_Union[_remote_execution_pb2.Digest, _Mapping]]] = ..., marked_directories: _Optional[_Iterable[str]] = ...) -> None: ...
+        def __init__(self, working_directory: _Optional[str] = ..., subsandbox_digests: _Optional[_Iterable[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]]] = ..., marked_directories: _Optional[_Iterable[str]] = ...) -> None: ...
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BUILD_SUCCESS_FIELD_NUMBER: _ClassVar[int]
     BUILD_ERROR_FIELD_NUMBER: _ClassVar[int]
@@ -112,7 +112,7 @@ class Artifact(_message.Message):
     strict_key: str
     buildroot: _remote_execution_pb2.Digest
     buildsandbox: Artifact.SandboxState
-    def __init__(self, version: _Optional[int] = ..., build_success: bool = ..., build_error: _Optional[str] = ..., build_error_details: _Optional[str] = ..., strong_key: _Optional[str] = ..., weak_key: _Optional[str] = ..., was_workspaced: bool = ..., files: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping]] = ..., build_deps: _Optional[_Iterable[_Union[Artifact.Dependency, _Mapping]]] = ..., public_data: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping]] = ..., logs: _Optional[_Iterable[_Union[Artifact.LogFile, _Mapping]]] = ..., buildtree: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping]] = ..., sources: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping]] = ..., low_diversity_meta: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping]] = ..., high_diversity_meta: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping]] = ..., strict_key: _Optional[str] = ..., buildroot: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping]] = ..., buildsandbox: _Optional[_Union[Artifact.SandboxState, _Mapping]] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., build_success: bool = ..., build_error: _Optional[str] = ..., build_error_details: _Optional[str] = ..., strong_key: _Optional[str] = ..., weak_key: _Optional[str] = ..., was_workspaced: bool = ..., files: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]] = ..., build_deps: _Optional[_Iterable[_Union[Artifact.Dependency, _Mapping[str, object]]]] = ..., public_data: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]] = ..., logs: _Optional[_Iterable[_Union[Artifact.LogFile, _Mapping[str, object]]]] = ..., buildtree: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]] = ..., sources: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]] = ..., low_diversity_meta: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]] = ..., high_diversity_meta: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]] = ..., strict_key: _Optional[str] = ..., buildroot: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]] = ..., buildsandbox: _Optional[_Union[Artifact.SandboxState, _Mapping[str, object]]] = ...) -> None: ...
 
 class Source(_message.Message):
     __slots__ = ("version", "files")
@@ -120,4 +120,4 @@ class Source(_message.Message):
     FILES_FIELD_NUMBER: _ClassVar[int]
     version: int
     files: _remote_execution_pb2.Digest
-    def __init__(self, version: _Optional[int] = ..., files: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping]] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., files: _Optional[_Union[_remote_execution_pb2.Digest, _Mapping[str, object]]] = ...) -> None: ...

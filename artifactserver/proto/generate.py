@@ -18,7 +18,7 @@ def main() -> int:
     """Run protoc over every ``.proto`` here, with paths that make the imports stay inside this package."""
     from importlib.resources import files
 
-    from grpc_tools import protoc  # type: ignore[import-untyped]
+    from grpc_tools import protoc
 
     sources = sorted(str(path.relative_to(ROOT)) for path in FOLDER.glob("*.proto"))
     status = protoc.main(
@@ -32,10 +32,11 @@ def main() -> int:
         ]
     )
     for stub in FOLDER.glob("*_pb2.pyi"):
-        # protoc 31.0 names datetime in stubs without importing it.
-        text = stub.read_text()
+        # protoc 31.0 names datetime in stubs without importing it, and leaves mappings without their types.
+        text = stub.read_text().replace("_Mapping]", "_Mapping[str, object]]")
         if "datetime." in text and "import datetime\n" not in text:
-            stub.write_text("import datetime\n" + text)
+            text = "import datetime\n" + text
+        stub.write_text(text)
     return int(status)
 
 

@@ -38,7 +38,7 @@ class RecordChange(_message.Message):
     value: bytes
     references: _containers.RepeatedCompositeFieldContainer[Reference]
     expires_ns: int
-    def __init__(self, sequence: _Optional[int] = ..., time_ns: _Optional[int] = ..., operation: _Optional[_Union[Operation, str]] = ..., kind: _Optional[int] = ..., instance: _Optional[str] = ..., name: _Optional[str] = ..., qualifiers: _Optional[_Iterable[_Union[Qualifier, _Mapping]]] = ..., value: _Optional[bytes] = ..., references: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ..., expires_ns: _Optional[int] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., time_ns: _Optional[int] = ..., operation: _Optional[_Union[Operation, str]] = ..., kind: _Optional[int] = ..., instance: _Optional[str] = ..., name: _Optional[str] = ..., qualifiers: _Optional[_Iterable[_Union[Qualifier, _Mapping[str, object]]]] = ..., value: _Optional[bytes] = ..., references: _Optional[_Iterable[_Union[Reference, _Mapping[str, object]]]] = ..., expires_ns: _Optional[int] = ...) -> None: ...
 
 class Qualifier(_message.Message):
     __slots__ = ("name", "value")

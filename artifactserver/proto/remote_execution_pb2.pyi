@@ -65,7 +65,7 @@ class Directory(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[FileNode]
     directories: _containers.RepeatedCompositeFieldContainer[DirectoryNode]
     symlinks: _containers.RepeatedCompositeFieldContainer[SymlinkNode]
-    def __init__(self, files: _Optional[_Iterable[_Union[FileNode, _Mapping]]] = ..., directories: _Optional[_Iterable[_Union[DirectoryNode, _Mapping]]] = ..., symlinks: _Optional[_Iterable[_Union[SymlinkNode, _Mapping]]] = ...) -> None: ...
+    def __init__(self, files: _Optional[_Iterable[_Union[FileNode, _Mapping[str, object]]]] = ..., directories: _Optional[_Iterable[_Union[DirectoryNode, _Mapping[str, object]]]] = ..., symlinks: _Optional[_Iterable[_Union[SymlinkNode, _Mapping[str, object]]]] = ...) -> None: ...
 
 class FileNode(_message.Message):
     __slots__ = ("name", "digest", "is_executable")
@@ -75,7 +75,7 @@ class FileNode(_message.Message):
     name: str
     digest: Digest
     is_executable: bool
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., is_executable: bool = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[_Union[Digest, _Mapping[str, object]]] = ..., is_executable: bool = ...) -> None: ...
 
 class DirectoryNode(_message.Message):
     __slots__ = ("name", "digest")
@@ -83,7 +83,7 @@ class DirectoryNode(_message.Message):
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: Digest
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[_Union[Digest, _Mapping[str, object]]] = ...) -> None: ...
 
 class SymlinkNode(_message.Message):
     __slots__ = ("name", "target")
@@ -99,7 +99,7 @@ class Tree(_message.Message):
     CHILDREN_FIELD_NUMBER: _ClassVar[int]
     root: Directory
     children: _containers.RepeatedCompositeFieldContainer[Directory]
-    def __init__(self, root: _Optional[_Union[Directory, _Mapping]] = ..., children: _Optional[_Iterable[_Union[Directory, _Mapping]]] = ...) -> None: ...
+    def __init__(self, root: _Optional[_Union[Directory, _Mapping[str, object]]] = ..., children: _Optional[_Iterable[_Union[Directory, _Mapping[str, object]]]] = ...) -> None: ...
 
 class FindMissingBlobsRequest(_message.Message):
     __slots__ = ("instance_name", "blob_digests", "digest_function")
@@ -109,13 +109,13 @@ class FindMissingBlobsRequest(_message.Message):
     instance_name: str
     blob_digests: _containers.RepeatedCompositeFieldContainer[Digest]
     digest_function: DigestFunction.Value
-    def __init__(self, instance_name: _Optional[str] = ..., blob_digests: _Optional[_Iterable[_Union[Digest, _Mapping]]] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ...) -> None: ...
+    def __init__(self, instance_name: _Optional[str] = ..., blob_digests: _Optional[_Iterable[_Union[Digest, _Mapping[str, object]]]] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ...) -> None: ...
 
 class FindMissingBlobsResponse(_message.Message):
     __slots__ = ("missing_blob_digests",)
     MISSING_BLOB_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     missing_blob_digests: _containers.RepeatedCompositeFieldContainer[Digest]
-    def __init__(self, missing_blob_digests: _Optional[_Iterable[_Union[Digest, _Mapping]]] = ...) -> None: ...
+    def __init__(self, missing_blob_digests: _Optional[_Iterable[_Union[Digest, _Mapping[str, object]]]] = ...) -> None: ...
 
 class BatchUpdateBlobsRequest(_message.Message):
     __slots__ = ("instance_name", "requests", "digest_function")
@@ -127,14 +127,14 @@ class BatchUpdateBlobsRequest(_message.Message):
         digest: Digest
         data: bytes
         compressor: Compressor.Value
-        def __init__(self, digest: _Optional[_Union[Digest, _Mapping]] = ..., data: _Optional[bytes] = ..., compressor: _Optional[_Union[Compressor.Value, str]] = ...) -> None: ...
+        def __init__(self, digest: _Optional[_Union[Digest, _Mapping[str, object]]] = ..., data: _Optional[bytes] = ..., compressor: _Optional[_Union[Compressor.Value, str]] = ...) -> None: ...
     INSTANCE_NAME_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FUNCTION_FIELD_NUMBER: _ClassVar[int]
     instance_name: str
     requests: _containers.RepeatedCompositeFieldContainer[BatchUpdateBlobsRequest.Request]
     digest_function: DigestFunction.Value
-    def __init__(self, instance_name: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[BatchUpdateBlobsRequest.Request, _Mapping]]] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ...) -> None: ...
+    def __init__(self, instance_name: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[BatchUpdateBlobsRequest.Request, _Mapping[str, object]]]] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ...) -> None: ...
 
 class BatchUpdateBlobsResponse(_message.Message):
     __slots__ = ("responses",)
@@ -144,10 +144,10 @@ class BatchUpdateBlobsResponse(_message.Message):
         STATUS_FIELD_NUMBER: _ClassVar[int]
         digest: Digest
         status: _status_pb2.Status
-        def __init__(self, digest: _Optional[_Union[Digest, _Mapping]] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+        def __init__(self, digest: _Optional[_Union[Digest, _Mapping[str, object]]] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping[str, object]]] = ...) -> None: ...
     RESPONSES_FIELD_NUMBER: _ClassVar[int]
     responses: _containers.RepeatedCompositeFieldContainer[BatchUpdateBlobsResponse.Response]
-    def __init__(self, responses: _Optional[_Iterable[_Union[BatchUpdateBlobsResponse.Response, _Mapping]]] = ...) -> None: ...
+    def __init__(self, responses: _Optional[_Iterable[_Union[BatchUpdateBlobsResponse.Response, _Mapping[str, object]]]] = ...) -> None: ...
 
 class BatchReadBlobsRequest(_message.Message):
     __slots__ = ("instance_name", "digests", "acceptable_compressors", "digest_function")
@@ -159,7 +159,7 @@ class BatchReadBlobsRequest(_message.Message):
     digests: _containers.RepeatedCompositeFieldContainer[Digest]
     acceptable_compressors: _containers.RepeatedScalarFieldContainer[Compressor.Value]
     digest_function: DigestFunction.Value
-    def __init__(self, instance_name: _Optional[str] = ..., digests: _Optional[_Iterable[_Union[Digest, _Mapping]]] = ..., acceptable_compressors: _Optional[_Iterable[_Union[Compressor.Value, str]]] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ...) -> None: ...
+    def __init__(self, instance_name: _Optional[str] = ..., digests: _Optional[_Iterable[_Union[Digest, _Mapping[str, object]]]] = ..., acceptable_compressors: _Optional[_Iterable[_Union[Compressor.Value, str]]] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ...) -> None: ...
 
 class BatchReadBlobsResponse(_message.Message):
     __slots__ = ("responses",)
@@ -173,10 +173,10 @@ class BatchReadBlobsResponse(_message.Message):
         data: bytes
         status: _status_pb2.Status
         compressor: Compressor.Value
-        def __init__(self, digest: _Optional[_Union[Digest, _Mapping]] = ..., data: _Optional[bytes] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., compressor: _Optional[_Union[Compressor.Value, str]] = ...) -> None: ...
+        def __init__(self, digest: _Optional[_Union[Digest, _Mapping[str, object]]] = ..., data: _Optional[bytes] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping[str, object]]] = ..., compressor: _Optional[_Union[Compressor.Value, str]] = ...) -> None: ...
     RESPONSES_FIELD_NUMBER: _ClassVar[int]
     responses: _containers.RepeatedCompositeFieldContainer[BatchReadBlobsResponse.Response]
-    def __init__(self, responses: _Optional[_Iterable[_Union[BatchReadBlobsResponse.Response, _Mapping]]] = ...) -> None: ...
+    def __init__(self, responses: _Optional[_Iterable[_Union[BatchReadBlobsResponse.Response, _Mapping[str, object]]]] = ...) -> None: ...
 
 class GetTreeRequest(_message.Message):
     __slots__ = ("instance_name", "root_digest", "page_size", "page_token", "digest_function")
@@ -190,7 +190,7 @@ class GetTreeRequest(_message.Message):
     page_size: int
     page_token: str
     digest_function: DigestFunction.Value
-    def __init__(self, instance_name: _Optional[str] = ..., root_digest: _Optional[_Union[Digest, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ...) -> None: ...
+    def __init__(self, instance_name: _Optional[str] = ..., root_digest: _Optional[_Union[Digest, _Mapping[str, object]]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ...) -> None: ...
 
 class GetTreeResponse(_message.Message):
     __slots__ = ("directories", "next_page_token")
@@ -198,7 +198,7 @@ class GetTreeResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     directories: _containers.RepeatedCompositeFieldContainer[Directory]
     next_page_token: str
-    def __init__(self, directories: _Optional[_Iterable[_Union[Directory, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    def __init__(self, directories: _Optional[_Iterable[_Union[Directory, _Mapping[str, object]]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ChunkingFunction(_message.Message):
     __slots__ = ()
@@ -218,7 +218,7 @@ class SplitBlobRequest(_message.Message):
     blob_digest: Digest
     digest_function: DigestFunction.Value
     chunking_function: ChunkingFunction.Value
-    def __init__(self, instance_name: _Optional[str] = ..., blob_digest: _Optional[_Union[Digest, _Mapping]] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ..., chunking_function: _Optional[_Union[ChunkingFunction.Value, str]] = ...) -> None: ...
+    def __init__(self, instance_name: _Optional[str] = ..., blob_digest: _Optional[_Union[Digest, _Mapping[str, object]]] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ..., chunking_function: _Optional[_Union[ChunkingFunction.Value, str]] = ...) -> None: ...
 
 class SplitBlobResponse(_message.Message):
     __slots__ = ("chunk_digests", "chunking_function")
@@ -226,7 +226,7 @@ class SplitBlobResponse(_message.Message):
     CHUNKING_FUNCTION_FIELD_NUMBER: _ClassVar[int]
     chunk_digests: _containers.RepeatedCompositeFieldContainer[Digest]
     chunking_function: ChunkingFunction.Value
-    def __init__(self, chunk_digests: _Optional[_Iterable[_Union[Digest, _Mapping]]] = ..., chunking_function: _Optional[_Union[ChunkingFunction.Value, str]] = ...) -> None: ...
+    def __init__(self, chunk_digests: _Optional[_Iterable[_Union[Digest, _Mapping[str, object]]]] = ..., chunking_function: _Optional[_Union[ChunkingFunction.Value, str]] = ...) -> None: ...
 
 class SpliceBlobRequest(_message.Message):
     __slots__ = ("instance_name", "blob_digest", "chunk_digests", "digest_function", "chunking_function")
@@ -240,13 +240,13 @@ class SpliceBlobRequest(_message.Message):
     chunk_digests: _containers.RepeatedCompositeFieldContainer[Digest]
     digest_function: DigestFunction.Value
     chunking_function: ChunkingFunction.Value
-    def __init__(self, instance_name: _Optional[str] = ..., blob_digest: _Optional[_Union[Digest, _Mapping]] = ..., chunk_digests: _Optional[_Iterable[_Union[Digest, _Mapping]]] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ..., chunking_function: _Optional[_Union[ChunkingFunction.Value, str]] = ...) -> None: ...
+    def __init__(self, instance_name: _Optional[str] = ..., blob_digest: _Optional[_Union[Digest, _Mapping[str, object]]] = ..., chunk_digests: _Optional[_Iterable[_Union[Digest, _Mapping[str, object]]]] = ..., digest_function: _Optional[_Union[DigestFunction.Value, str]] = ..., chunking_function: _Optional[_Union[ChunkingFunction.Value, str]] = ...) -> None: ...
 
 class SpliceBlobResponse(_message.Message):
     __slots__ = ("blob_digest",)
     BLOB_DIGEST_FIELD_NUMBER: _ClassVar[int]
     blob_digest: Digest
-    def __init__(self, blob_digest: _Optional[_Union[Digest, _Mapping]] = ...) -> None: ...
+    def __init__(self, blob_digest: _Optional[_Union[Digest, _Mapping[str, object]]] = ...) -> None: ...
 
 class GetCapabilitiesRequest(_message.Message):
     __slots__ = ("instance_name",)
@@ -264,7 +264,7 @@ class ServerCapabilities(_message.Message):
     deprecated_api_version: _semver_pb2.SemVer
     low_api_version: _semver_pb2.SemVer
     high_api_version: _semver_pb2.SemVer
-    def __init__(self, cache_capabilities: _Optional[_Union[CacheCapabilities, _Mapping]] = ..., deprecated_api_version: _Optional[_Union[_semver_pb2.SemVer, _Mapping]] = ..., low_api_version: _Optional[_Union[_semver_pb2.SemVer, _Mapping]] = ..., high_api_version: _Optional[_Union[_semver_pb2.SemVer, _Mapping]] = ...) -> None: ...
+    def __init__(self, cache_capabilities: _Optional[_Union[CacheCapabilities, _Mapping[str, object]]] = ..., deprecated_api_version: _Optional[_Union[_semver_pb2.SemVer, _Mapping[str, object]]] = ..., low_api_version: _Optional[_Union[_semver_pb2.SemVer, _Mapping[str, object]]] = ..., high_api_version: _Optional[_Union[_semver_pb2.SemVer, _Mapping[str, object]]] = ...) -> None: ...
 
 class CacheCapabilities(_message.Message):
     __slots__ = ("digest_functions", "action_cache_update_capabilities", "max_batch_total_size_bytes", "symlink_absolute_path_strategy", "supported_compressors", "supported_batch_update_compressors", "max_cas_blob_size_bytes", "split_blob_support", "splice_blob_support")
@@ -286,7 +286,7 @@ class CacheCapabilities(_message.Message):
     max_cas_blob_size_bytes: int
     split_blob_support: bool
     splice_blob_support: bool
-    def __init__(self, digest_functions: _Optional[_Iterable[_Union[DigestFunction.Value, str]]] = ..., action_cache_update_capabilities: _Optional[_Union[ActionCacheUpdateCapabilities, _Mapping]] = ..., max_batch_total_size_bytes: _Optional[int] = ..., symlink_absolute_path_strategy: _Optional[_Union[SymlinkAbsolutePathStrategy.Value, str]] = ..., supported_compressors: _Optional[_Iterable[_Union[Compressor.Value, str]]] = ..., supported_batch_update_compressors: _Optional[_Iterable[_Union[Compressor.Value, str]]] = ..., max_cas_blob_size_bytes: _Optional[int] = ..., split_blob_support: bool = ..., splice_blob_support: bool = ...) -> None: ...
+    def __init__(self, digest_functions: _Optional[_Iterable[_Union[DigestFunction.Value, str]]] = ..., action_cache_update_capabilities: _Optional[_Union[ActionCacheUpdateCapabilities, _Mapping[str, object]]] = ..., max_batch_total_size_bytes: _Optional[int] = ..., symlink_absolute_path_strategy: _Optional[_Union[SymlinkAbsolutePathStrategy.Value, str]] = ..., supported_compressors: _Optional[_Iterable[_Union[Compressor.Value, str]]] = ..., supported_batch_update_compressors: _Optional[_Iterable[_Union[Compressor.Value, str]]] = ..., max_cas_blob_size_bytes: _Optional[int] = ..., split_blob_support: bool = ..., splice_blob_support: bool = ...) -> None: ...
 
 class ActionCacheUpdateCapabilities(_message.Message):
     __slots__ = ("update_enabled",)
@@ -316,7 +316,7 @@ class RequestMetadata(_message.Message):
     action_id: str
     tool_invocation_id: str
     correlated_invocations_id: str
-    def __init__(self, tool_details: _Optional[_Union[ToolDetails, _Mapping]] = ..., action_id: _Optional[str] = ..., tool_invocation_id: _Optional[str] = ..., correlated_invocations_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, tool_details: _Optional[_Union[ToolDetails, _Mapping[str, object]]] = ..., action_id: _Optional[str] = ..., tool_invocation_id: _Optional[str] = ..., correlated_invocations_id: _Optional[str] = ...) -> None: ...
 
 class ToolDetails(_message.Message):
     __slots__ = ("tool_name", "tool_version")

@@ -8,6 +8,7 @@ written by `artifactserver.services.encoding`; no object is made for a single di
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from artifactserver.proto import remote_execution_pb2 as reapi
 from artifactserver.proto import status_pb2
@@ -61,7 +62,7 @@ class ContentAddressableStorage:
             # The list has the same field number in the request, so what is left of it is the answer.
             request.ClearField("instance_name")
             request.ClearField("digest_function")
-            request.DiscardUnknownFields()  # type: ignore[no-untyped-call]
+            request.DiscardUnknownFields()
             return request.SerializeToString()
         return encoding.missing_blobs(hashes, sizes, missing)
 
@@ -93,7 +94,7 @@ class ContentAddressableStorage:
             raise RpcError(Code.INVALID_ARGUMENT, "compressed blobs are not spoken here: no compressor is announced")
         self._check_total(sum(map(len, contents)))
         columns = DigestColumns(item.digest for item in items)
-        if columns.positions is not None:
+        if columns.faults:
             contents = [contents[position] for position in columns.positions]
         outcomes: list[StoreError | None] = []
         for start in range(0, len(contents), self.slice):
@@ -108,16 +109,12 @@ class ContentAddressableStorage:
         return self._stored(columns, outcomes)
 
     def _stored(self, columns: DigestColumns, outcomes: Sequence[StoreError | None]) -> bytes:
-        stored_blob = encoding.stored_blob
-        if not columns.faults and not any(outcomes):
-            return b"".join(map(stored_blob, columns.hashes, columns.sizes))
-        told = iter(outcomes)
-        parts = []
-        for position, (hash, size) in enumerate(zip(columns.hashes, columns.sizes, strict=True)):
-            fault = columns.faults.get(position)
-            status = _invalid(fault) if fault is not None else _status(next(told))
-            parts.append(stored_blob(hash, size, status))
-        return b"".join(parts)
+        hashes, sizes = columns.hashes, columns.digests.sizes
+        if any(outcomes):
+            parts = list(map(encoding.stored_blob, hashes, sizes, map(_status, outcomes)))
+        else:
+            parts = list(map(encoding.stored_blob, hashes, sizes))
+        return _with_faults(reapi.BatchUpdateBlobsResponse, columns, parts)
 
     async def BatchReadBlobs(self, request: reapi.BatchReadBlobsRequest, call: Call) -> bytes:
         """The content of each of these.  Without digests it asks whether batches work here: BuildStream 1.2 to 1.6."""
@@ -126,30 +123,20 @@ class ContentAddressableStorage:
         columns = DigestColumns(request.digests)
         digests = columns.digests
         self._check_total(sum(digests.sizes))
-        contents: list[bytes | None] = []
         parts: list[bytes] = []
         for start in range(0, len(digests), self.slice):
             if start:
                 await self._turns.give_way()
-            contents = await self._store.read_many(digests[start : start + self.slice])
-            self._add_read(parts, columns, start, contents)
-        for position, fault in columns.faults.items():
-            parts.append(encoding.unread_blob(columns.hashes[position], columns.sizes[position], _invalid(fault)))
-        return b"".join(parts)
-
-    def _add_read(
-        self, parts: list[bytes], columns: DigestColumns, start: int, contents: Sequence[bytes | None]
-    ) -> None:
-        positions = columns.positions or range(len(columns.hashes))
-        hashes, sizes, read_blob = columns.hashes, columns.sizes, encoding.read_blob
-        for place, content in enumerate(contents, start):
-            position = positions[place]
-            if content is None:
-                digest: Digest = columns.digests[place]
-                status = _status(BlobMissing(digest))
-                parts.append(encoding.unread_blob(hashes[position], sizes[position], status))
-            else:
-                parts += read_blob(hashes[position], sizes[position], content)
+            end = start + self.slice
+            asked = digests[start:end]
+            contents = await self._store.read_many(asked)
+            for hash, size, content in zip(columns.hashes[start:end], asked.sizes, contents, strict=True):
+                if content is not None:
+                    parts += encoding.read_blob(hash, size, content)
+                else:
+                    missing = BlobMissing(Digest.parse(hash, size))
+                    parts += encoding.unread_blob(hash, size, _status(missing))
+        return _with_faults(reapi.BatchReadBlobsResponse, columns, parts)
 
     def _check_total(self, total: int) -> None:
         if total > self.max_batch_total_size:
@@ -159,8 +146,30 @@ class ContentAddressableStorage:
             )
 
 
-def _invalid(fault: str) -> bytes:
-    return status_pb2.Status(code=Code.INVALID_ARGUMENT, message=fault).SerializeToString()
+def _with_faults(
+    response: type[reapi.BatchUpdateBlobsResponse] | type[reapi.BatchReadBlobsResponse],
+    columns: DigestColumns,
+    parts: Sequence[bytes],
+) -> bytes:
+    """An answer, serialized, with what is at fault in its places.
+
+    :param parts: the answers for what is sound, as many parts for each.
+    """
+    if columns.faults:
+        sound = iter(parts)
+        each = len(parts) // len(columns.positions) if columns.positions else 0
+        whole: list[bytes] = []
+        for position in range(len(columns)):
+            fault = columns.faults.get(position)
+            if fault is None:
+                whole += islice(sound, each)
+            else:
+                answer = response()
+                status = status_pb2.Status(code=Code.INVALID_ARGUMENT, message=fault)
+                answer.responses.add(digest=columns.message(position), status=status)
+                whole.append(answer.SerializeToString())
+        parts = whole
+    return b"".join(parts)
 
 
 def _status(error: StoreError | None) -> bytes:

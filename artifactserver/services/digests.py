@@ -39,33 +39,41 @@ class DigestColumns:
 
     A batch answers for each blob, so one bad name must not spoil the others.
 
-    :ivar hashes: as they were sent, one for each message.
-    :ivar sizes: as they were sent, one for each message.
     :ivar faults: what is wrong with the digest at a position; nearly always empty.
-    :ivar positions: where in the batch each of `digests` stands, or `None` if all of them are sound.
-    :ivar digests: those that are sound.
+    :ivar positions: where in the batch the sound ones stand.
+    :ivar hashes: the hashes of those, as they were sent.
+    :ivar digests: those themselves.
     """
 
-    __slots__ = ("digests", "faults", "hashes", "positions", "sizes")
+    __slots__ = ("_messages", "digests", "faults", "hashes", "positions")
 
     def __init__(self, messages: Iterable[reapi.Digest]) -> None:
-        listed = list(messages)
-        self.hashes: Sequence[str] = [message.hash for message in listed]
-        self.sizes: Sequence[int] = [message.size_bytes for message in listed]
+        self._messages = list(messages)
         self.faults: dict[int, str] = {}
-        self.positions: list[int] | None = None
+        self.positions: Sequence[int] = range(len(self._messages))
+        self.hashes: Sequence[str] = [message.hash for message in self._messages]
+        sizes = [message.size_bytes for message in self._messages]
         try:
-            self.digests = Digests.parse(self.hashes, self.sizes)
+            self.digests = Digests.parse(self.hashes, sizes)
         except InvalidDigest:
             self._pick_out()
 
+    def __len__(self) -> int:
+        """How many the batch names, sound or not."""
+        return len(self._messages)
+
+    def message(self, position: int) -> reapi.Digest:
+        """What was sent, sound or not."""
+        return self._messages[position]
+
     def _pick_out(self) -> None:
-        self.positions = []
-        sound = []
-        for position, (hash, size) in enumerate(zip(self.hashes, self.sizes, strict=True)):
+        positions, sound = [], []
+        for position, message in enumerate(self._messages):
             try:
-                sound.append(Digest.parse(hash, size))
-                self.positions.append(position)
+                sound.append(digest_of(message))
+                positions.append(position)
             except InvalidDigest as problem:
                 self.faults[position] = str(problem)
+        self.positions = positions
+        self.hashes = [self._messages[position].hash for position in positions]
         self.digests = Digests.of(sound)

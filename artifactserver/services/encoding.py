@@ -68,11 +68,11 @@ def read_blob(hash: str, size: int, content: bytes) -> tuple[bytes, bytes, bytes
     return b"\x0a%b%b%b%b\x12%b" % (whole, before, hash.encode(), after, counted), content, b"\x1a\x00"
 
 
-def unread_blob(hash: str, size: int, status: bytes) -> bytes:
-    """One entry of a ``BatchReadBlobsResponse``: a blob that was not found."""
+def unread_blob(hash: str, size: int, status: bytes) -> tuple[bytes, bytes, bytes]:
+    """One entry of a ``BatchReadBlobsResponse``, in as many pieces: a blob that was not found."""
     length, before, after = _around_hash(b"\x0a", len(hash), size)
     tail = b"\x1a" + varint(len(status)) + status
-    return b"\x0a%b%b%b%b%b" % (varint(length + len(tail)), before, hash.encode(), after, tail)
+    return b"\x0a%b%b%b%b" % (varint(length + len(tail)), before, hash.encode(), after), tail, b""
 
 
 def read_response(content: bytes) -> bytes:

@@ -1,8 +1,8 @@
 """Names for blobs and for trees: ``build.bazel.remote.asset.v1``, ``Fetch`` and ``Push``.
 
 Nothing is fetched from anywhere: a name stands for what was pushed under it.  A name with other qualifiers is
-another name, and qualifiers are a set.  A miss is the gRPC status NOT_FOUND, as buildbox-casd says it; BuildStream takes
-that and a status in the response alike.
+another name, and qualifiers are a set.  A miss is the gRPC status NOT_FOUND, as buildbox-casd says it; BuildStream
+takes that and a status in the response alike.
 """
 
 from __future__ import annotations
