@@ -91,9 +91,14 @@ class CrashTests(SynchronousTestCase):
         uploaders = self.upload(serving, tolerant=True)
         kills = 0
         while kills < KILLS:
-            # The next one starts while this one serves: sometimes it takes over, sometimes both are gone at once and
-            # a third one finds what they left.
+            # The next one starts while this one serves.  Mostly it takes over; sometimes it does not live to see that,
+            # and sometimes both are gone at once, and a third one finds what they left.
             following = self.begin_server()
+            if self.random.random() < 0.15:
+                time.sleep(self.random.random() * 0.6)
+                following.kill()
+                kills += 1
+                following = self.begin_server()
             following.wait()
             time.sleep(self.random.random() * 0.1)
             serving.kill()
