@@ -6,10 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.wrappers_pb2 import BytesValue, DESCRIPTOR as WRAPPERS, Int64Value
+from google.protobuf.wrappers_pb2 import DESCRIPTOR as WRAPPERS
+from google.protobuf.wrappers_pb2 import BytesValue, Int64Value
+from hpack import Decoder
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 
 from artifactserver.access import Access, Caller
 from artifactserver.rpc.dispatch import Call, Dispatcher
@@ -151,7 +155,10 @@ class Wire:
         fields = [*wire.REQUEST[:2], (":path", f"/test.Echo/{method}"), *wire.REQUEST[3:]]
         fields += [(name.replace("_", "-"), text) for name, text in more.items()]
         content = b"".join(value(body) for body in bodies)
-        return wire.request(stream, fields=tuple(fields)) + frame(wire.DATA, int(end), stream, content)
+        size = 2**20
+        parts = [content[start : start + size] for start in range(0, len(content), size)] or [b""]
+        data = [frame(wire.DATA, int(end and part is parts[-1]), stream, part) for part in parts]
+        return wire.request(stream, fields=tuple(fields)) + b"".join(data)
 
     def frames(self) -> list[Frame]:
         """What the server has sent since the last time."""
@@ -161,11 +168,11 @@ class Wire:
 
     def statuses(self) -> dict[int, tuple[str, str]]:
         """The status and message of calls that have ended since the last time, by stream."""
-        decoder = __import__("hpack").Decoder()
+        decoder = Decoder()
         found = {}
         for each in self.frames():
             if each.kind == wire.HEADERS and each.flags & wire.END_STREAM:
-                fields = dict(decoder.decode(each.payload))
+                fields = {str(name): str(text) for name, text in decoder.decode(each.payload)}
                 found[each.stream] = (
                     fields.get("grpc-status", fields.get(":status", "")),
                     fields.get("grpc-message", ""),
@@ -174,9 +181,6 @@ class Wire:
 
     def lost(self) -> None:
         """The peer is gone."""
-        from twisted.internet.error import ConnectionLost
-        from twisted.python.failure import Failure
-
         self.protocol.connectionLost(Failure(ConnectionLost()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from hpack import Encoder
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactserver.rpc.http2 import (
@@ -307,7 +308,7 @@ class HeadersTests(Cases):
     def test_refused_headers_still_count(self) -> None:
         """A request that is refused leaves its entries in the header table, which later ones rely on."""
         peer = self.peer
-        encoder = __import__("hpack").Encoder()
+        encoder = Encoder()
         bad = encoder.encode([*REQUEST, ("Bad", "name"), ("x-later", "value")])
         good = encoder.encode([*REQUEST, ("x-later", "value")])
         peer.send(frame(HEADERS, 5, 1, bad), frame(HEADERS, 5, 3, good))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import zlib
 from urllib.parse import unquote
 
@@ -52,7 +53,7 @@ class ReaderTests(SynchronousTestCase):
         """How the body was cut does not matter."""
         whole = b"".join(map(message, contents))
         places = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
-        pieces = [whole[a:b] for a, b in zip(places, places[1:], strict=False)]
+        pieces = [whole[a:b] for a, b in itertools.pairwise(places)]
         self.assertEqual(self.read(*pieces), contents)
         self.assertEqual(self.read(*[memoryview(piece) for piece in pieces]), contents)  # type: ignore[arg-type]
         self.assertEqual(self.read(*[whole[i : i + 1] for i in range(len(whole))]), contents)

@@ -401,7 +401,7 @@ class BackpressureTests(SynchronousTestCase):
         line.send(settings((4, 2**30), (5, 2**24 - 1)), window_update(0, 2**30))
         line.frames()
         line.writes.clear()
-        producer = line.transport.producer
+        producer: Any = line.transport.producer
         write = line.transport.write
 
         def full(content: bytes) -> None:
@@ -516,7 +516,7 @@ class TimeTests(SynchronousTestCase):
 
     def test_never_reads(self) -> None:
         """A client that reads nothing at all loses the connection."""
-        self.wire.transport.producer.pauseProducing()
+        self.wire.protocol.pauseProducing()
         self.wire.call(1, "Unary", b"")
         self.pass_time(60)
         self.assertTrue(

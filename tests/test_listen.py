@@ -1,0 +1,223 @@
+"""One port for several protocols, and the web site that has nothing."""
+
+from __future__ import annotations
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.interfaces import IProtocolNegotiationFactory
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from artifactserver.listen import PortFactory, not_found_site
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+class Recorder(Protocol):
+    """Remembers what it got."""
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+        self.lost = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received.append(data)
+
+    def connectionLost(self, reason: object = None) -> None:
+        self.lost += 1
+
+
+class Recorders(Factory):
+    noisy = False
+
+    def __init__(self) -> None:
+        self.built: list[Recorder] = []
+        self.full = False
+
+    def buildProtocol(self, addr: object) -> Recorder | None:
+        if self.full:
+            return None
+        self.built.append(Recorder())
+        return self.built[-1]
+
+
+class Transport(StringTransport):
+    """One that can be cut off, and may have agreed on a protocol."""
+
+    negotiatedProtocol: bytes | None = None
+    aborted = False
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+
+
+class ChoiceTests(SynchronousTestCase):
+    """Which protocol a peer speaks."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.http2 = Recorders()
+        self.http1 = Recorders()
+        self.port = PortFactory(self.http2, self.http1, self.clock, timeout=10)
+
+    def connect(self, agreed: bytes | None = None) -> tuple[Protocol, Transport]:
+        protocol = self.port.buildProtocol(IPv4Address("TCP", "10.0.0.1", 1))
+        transport = Transport()
+        transport.negotiatedProtocol = agreed
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+    def test_http2(self) -> None:
+        """The preface of HTTP/2 is recognised, however it is cut, and nothing of it is lost."""
+        for step in (1, 5, 100):
+            protocol, transport = self.connect()
+            whole = PREFACE + b"and more"
+            for start in range(0, len(whole), step):
+                protocol.dataReceived(whole[start : start + step])
+            chosen = self.http2.built[-1]
+            self.assertEqual(b"".join(chosen.received), whole)
+            self.assertIs(chosen.transport, transport)
+        self.assertEqual(self.http1.built, [])
+
+    def test_http1(self) -> None:
+        """Anything else is HTTP/1.1, at the first byte that shows it."""
+        for first in (b"GET / HTTP/1.1\r\n", b"P", b"POST", b"PRI * HTTP/1", b"\0"):
+            protocol, _ = self.connect()
+            protocol.dataReceived(first)
+            if first == b"P":
+                self.assertEqual(len(self.http1.built), 1)
+                protocol.dataReceived(b"UT /")
+                first = b"PUT /"
+            self.assertEqual(self.http1.built[-1].received, [first])
+        self.assertEqual(self.http2.built, [])
+
+    def test_agreed(self) -> None:
+        """What was agreed on in TLS counts, whatever the bytes look like."""
+        protocol, _ = self.connect(b"h2")
+        protocol.dataReceived(b"GET")
+        self.assertEqual(self.http2.built[-1].received, [b"GET"])
+        protocol, _ = self.connect(b"http/1.1")
+        protocol.dataReceived(b"P")
+        self.assertEqual(self.http1.built[-1].received, [b"P"])
+
+    def test_lost(self) -> None:
+        """The chosen protocol learns of the end; before the choice there is nobody to tell."""
+        protocol, _ = self.connect()
+        protocol.connectionLost()
+        protocol, _ = self.connect()
+        protocol.dataReceived(PREFACE)
+        protocol.connectionLost()
+        self.assertEqual(self.http2.built[-1].lost, 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_silence(self) -> None:
+        """Who says nothing, or too little, for too long is let go."""
+        for start in (b"", b"PRI * HT"):
+            protocol, transport = self.connect()
+            protocol.dataReceived(start) if start else None
+            self.clock.advance(9)
+            self.assertFalse(transport.aborted)
+            self.clock.advance(2)
+            self.assertTrue(transport.aborted)
+
+    def test_no_more_connections(self) -> None:
+        """A protocol that takes nobody in lets the connection be closed."""
+        self.http2.full = True
+        protocol, transport = self.connect()
+        protocol.dataReceived(PREFACE)
+        self.assertTrue(transport.disconnecting)
+
+    def test_tls_on_a_clear_port(self) -> None:
+        """A client that expects TLS is let go, and the log says what to do; a thousand of them say it once."""
+        with capturedLogs() as events:
+            for _ in range(1000):
+                protocol, transport = self.connect()
+                protocol.dataReceived(b"\x16")
+                protocol.dataReceived(b"\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+                self.assertTrue(transport.disconnecting)
+        self.assertEqual(len(events), 1)
+        self.assertIn("--server-key", str(events[0]["log_format"]))
+        self.assertEqual(self.http1.built + self.http2.built, [])
+
+    def test_alpn(self) -> None:
+        """Over TLS, HTTP/1.1 is preferred for those who offer both; Twisted asks us."""
+        verifyObject(IProtocolNegotiationFactory, self.port)
+        self.assertEqual(self.port.acceptableProtocols(), [b"http/1.1", b"h2"])
+
+    def test_factories_start_and_stop(self) -> None:
+        """Both protocols learn when the port starts and stops."""
+        self.port.doStart()
+        self.assertEqual((self.http1.numPorts, self.http2.numPorts), (1, 1))
+        self.port.doStop()
+        self.assertEqual((self.http1.numPorts, self.http2.numPorts), (0, 0))
+
+
+class NotFoundTests(SynchronousTestCase):
+    """HTTP/1.1, until there is something to find."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.site = not_found_site(self.clock)
+        self.site.doStart()
+        self.addCleanup(self.site.doStop)
+
+    def talk(self, *data: bytes) -> tuple[bytes, StringTransport]:
+        protocol = self.site.buildProtocol(IPv4Address("TCP", "10.0.0.1", 1))
+        transport = StringTransport()
+        transport.abortConnection = transport.loseConnection  # type: ignore[method-assign]
+        protocol.makeConnection(transport)
+        for piece in data:
+            protocol.dataReceived(piece)
+        self.protocol = protocol
+        return transport.value(), transport
+
+    def test_get(self) -> None:
+        """Everything is answered with 404 and a length, and the connection stays open."""
+        for method in (b"GET", b"DELETE", b"OPTIONS", b"FROBNICATE"):
+            answer, transport = self.talk(method + b" /x HTTP/1.1\r\nHost: h\r\n\r\n")
+            head, _, body = answer.partition(b"\r\n\r\n")
+            self.assertTrue(head.startswith(b"HTTP/1.1 404 "), answer)
+            self.assertIn(b"Content-Length: %d" % len(body), head)
+            self.assertFalse(transport.disconnecting)
+
+    def test_head(self) -> None:
+        """HEAD gets the same without a body."""
+        answer, _ = self.talk(b"HEAD /x HTTP/1.1\r\nHost: h\r\n\r\n")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 404 "))
+        self.assertTrue(answer.endswith(b"\r\n\r\n"))
+
+    def test_keep_alive(self) -> None:
+        """Requests on one connection are each answered, those with bodies too."""
+        get = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
+        put = b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
+        chunked = b"PUT /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+        answer, transport = self.talk(get + put, chunked, put + get)
+        self.assertEqual(answer.count(b"HTTP/1.1 404 "), 5)
+        self.assertFalse(transport.disconnecting)
+
+    def test_body_is_not_kept(self) -> None:
+        """A body of any size goes nowhere."""
+        _, transport = self.talk(b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n\r\n")
+        content = self.protocol._channel.requests[-1].content
+        self.assertNotIn("IO", type(content).__name__)
+        for _ in range(1000):
+            self.protocol.dataReceived(bytes(100_000))
+        self.assertTrue(transport.value().startswith(b"HTTP/1.1 404 "))
+
+    def test_expect(self) -> None:
+        """A client that asks before it sends is told no, and not to go on."""
+        answer, transport = self.talk(
+            b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        self.assertTrue(answer.startswith(b"HTTP/1.1 404 "), answer)
+        self.assertIn(b"Connection: close", answer)
+        self.assertTrue(transport.disconnecting)
+
+    def test_http_1_0(self) -> None:
+        """HTTP/1.0 gets its answer and the end of the connection."""
+        answer, transport = self.talk(b"GET /x HTTP/1.0\r\n\r\n")
+        self.assertTrue(answer.startswith(b"HTTP/1.0 404 "), answer)
+        self.assertTrue(transport.disconnecting)
