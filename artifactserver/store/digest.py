@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ MAX_SIZE = 2**63 - 1
 
 _HEX = re.compile("[0-9a-f]*")
 _SHA256_KEY = bytes([DigestFunction.SHA256])
+_SHA256_KEYS = struct.Struct(f"{1 + HASH_BYTES[DigestFunction.SHA256]}s")
+_HEX_DIGITS = b"0123456789abcdef"
 _SHA256_HEX = 2 * HASH_BYTES[DigestFunction.SHA256]
 
 
@@ -120,17 +123,19 @@ class Digests(Sequence[Digest]):
 
         :raises InvalidDigest: for the first one that `Digest.parse` would refuse.
         """
-        joined = "".join(hashes)
+        encoded = "".join(hashes).encode("utf-8", "surrogatepass")
+        # Deleting all that may be there is seven times as fast as matching it; a whole hash is cut off in one go.
         sound = (
             set(map(len, hashes)) <= {_SHA256_HEX}
-            and _HEX.fullmatch(joined)
+            and not encoded.translate(None, _HEX_DIGITS)
             and (not sizes or (min(sizes) >= 0 and max(sizes) <= MAX_SIZE))
         )
         if not sound:
             for hash, size in zip(hashes, sizes, strict=True):
                 Digest.parse(hash, size)
-        key = _SHA256_KEY
-        return cls([key + bytes.fromhex(hash) for hash in hashes], sizes)
+        prefix = _SHA256_KEY.hex()
+        joined = bytes.fromhex(prefix + prefix.join(hashes)) if hashes else b""
+        return cls([key for (key,) in _SHA256_KEYS.iter_unpack(joined)], sizes)
 
     @classmethod
     def of(cls, digests: Iterable[Digest]) -> Digests:
