@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import ssl as stdlib_ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,11 +21,12 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from artifactserver.access import Caller
 from artifactserver.listen import PortFactory, not_found_site
 from artifactserver.rpc.dispatch import Call, Dispatcher
-from artifactserver.rpc.http2 import Limits
+from artifactserver.rpc.http2 import ErrorCode, Limits
 from artifactserver.rpc.status import Code, RpcError
 from artifactserver.rpc.transport import GrpcFactory
 from artifactserver.store.digest import Digest
 from artifactserver.store.interface import BlobMissing
+from tests import http2_peer as wire
 from tests.certificates import server_certificate
 from tests.echo_service import ECHO, Anybody, Echo
 
@@ -288,6 +291,40 @@ class ClearTests(GrpcioTestCase):
         error = await deferToThread(call.exception)
         self.assertEqual(error.code(), grpc.StatusCode.UNAVAILABLE)
 
+    async def test_fault_really_closes(self) -> None:
+        """A client that breaks HTTP/2 is told why, and its connection is closed, though it does not close its end."""
+
+        def talk() -> bytes:
+            heard = b""
+            with self.raw() as connection:
+                connection.settimeout(TIMEOUT)
+                connection.sendall(wire.PREFACE + wire.settings() + wire.frame(wire.DATA, 0, 1, b"x") * 1000)
+                while piece := connection.recv(65536):
+                    heard += piece
+            return heard
+
+        last = wire.parse(await deferToThread(talk))[-1]
+        self.assertEqual((last.kind, last.code), (wire.GOAWAY, ErrorCode.PROTOCOL_ERROR))
+        await self.until(lambda: not self.factory.connections)
+
+    async def test_http1(self) -> None:
+        """HTTP/1.1 is answered on the same port."""
+
+        def talk() -> bytes:
+            heard = b""
+            with self.raw() as connection:
+                connection.settimeout(TIMEOUT)
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+                while piece := connection.recv(65536):
+                    heard += piece
+            return heard
+
+        self.assertIn(b"HTTP/1.1 404", await deferToThread(talk))
+
+    def raw(self) -> socket.socket:
+        """A connection without any protocol, from a thread."""
+        return socket.create_connection(("127.0.0.1", self.port.getHost().port))
+
     async def until(self, true: Callable[[], bool]) -> None:
         for _ in range(500):
             if true():
@@ -307,6 +344,10 @@ class TlsTests(ClearTests):
     def connect(self, options: list[tuple[str, Any]]) -> Any:
         credentials = grpc.ssl_channel_credentials(self.certificate.pem)
         return grpc.secure_channel(f"localhost:{self.port.getHost().port}", credentials, options=options)
+
+    def raw(self) -> socket.socket:
+        context = stdlib_ssl.create_default_context(cadata=self.certificate.pem.decode())
+        return context.wrap_socket(super().raw(), server_hostname="localhost")
 
 
 class DispatcherTests(SynchronousTestCase):

@@ -331,8 +331,9 @@ class PriorityTests(Cases):
         self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, frame(PRIORITY, 0, 0, bytes(5)))
 
     def test_wrong_size(self) -> None:
-        """PRIORITY of another size than five bytes costs its stream."""
+        """PRIORITY of another size than five bytes costs its stream, or the connection if there is no stream yet."""
         self.assert_stream_error(ErrorCode.FRAME_SIZE_ERROR, 1, request(1), frame(PRIORITY, 0, 1, bytes(4)))
+        self.assert_connection_error(ErrorCode.FRAME_SIZE_ERROR, frame(PRIORITY, 0, 901, bytes(4)))
 
 
 class ResetTests(Cases):

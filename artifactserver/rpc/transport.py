@@ -1,344 +1,26 @@
-"""gRPC on a Twisted transport: bytes, timers, and the way from a request to its handler.
-
-Everything a peer sends in one piece is looked at before anything is written, so that the answers to many small calls
-leave together.  Downloads are pulled: the protocol is the transport's one push producer, and cuts the next piece from
-whichever calls have data and window until the transport says that it has enough.
-"""
+"""gRPC for a listening port: who serves its connections, what they share, and how all of them end."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-from twisted.internet import abstract
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import (
-    IAddress,
-    IDelayedCall,
-    IPushProducer,
-    IReactorTime,
-    ISSLTransport,
-    ITCPTransport,
-    ITransport,
-)
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.interfaces import IAddress, IReactorTime, ITransport
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from artifactserver.access import Caller
-from artifactserver.rpc import answers
-from artifactserver.rpc.codes import Code
 from artifactserver.rpc.dispatch import Routes
-from artifactserver.rpc.exchange import Exchange
-from artifactserver.rpc.heartbeat import Heartbeat, Verdict
-from artifactserver.rpc.http2 import (
-    Connection,
-    ConnectionFailed,
-    ConnectionFault,
-    DataReceived,
-    ErrorCode,
-    Event,
-    Limits,
-    PingAcknowledged,
-    RequestHead,
-    RequestReceived,
-    RequestRefused,
-    Stream,
-    StreamReset,
-)
+from artifactserver.rpc.http2 import Limits
 from artifactserver.rpc.http2.rates import Allowance
 from artifactserver.rpc.ledger import Ledger
-from artifactserver.rpc.requests import Impossible, NotGrpc, Wanted, read_request
-from artifactserver.rpc.streaming import StreamingExchange
-from artifactserver.rpc.unary import UnaryExchange
+from artifactserver.rpc.protocol import GrpcProtocol
 
-#: What a transport reads at once, and holds for writing before it says that it has enough.
-READ_BYTES = 256 * 1024
-#: What a transport hands to one call of ``send``.
-SEND_BYTES = 1024 * 1024
+__all__ = ["GrpcFactory", "GrpcProtocol"]
 
-#: How many distinct requests of a connection are remembered together with what they want.
-_REMEMBERED = 256
-
-#: How long a peer may take to answer the PING that tells what it sent before it knew of our going away.
-_GOAWAY_SECONDS = 1.0
-_GOAWAY_PING = b"goaway\0\0"
-
-
-@implementer(IPushProducer)
-class GrpcProtocol(Protocol):
-    """One connection.  It is the `artifactserver.rpc.exchange.Carrier` of its calls."""
-
-    factory: GrpcFactory
-
-    def __init__(self, factory: GrpcFactory) -> None:
-        self.factory = factory
-        self.clock = factory.clock
-        self.limits = factory.limits
-        self.engine = Connection(factory.limits)
-        self.held = 0
-        self._wants: dict[RequestHead, Wanted | NotGrpc | Impossible] = {}
-        self._woken: list[Exchange] = []
-        self._postponed: deque[Exchange] = deque()
-        # While this is set, something further up will flush.
-        self._busy = False
-        self._closing = False
-        self._draining = False
-        self._beat: IDelayedCall | None = None
-        self._close_timer: IDelayedCall | None = None
-        self._goaway_timer: IDelayedCall | None = None
-
-    # The transport's side
-
-    def connectionMade(self) -> None:
-        transport = self.transport
-        assert transport is not None
-        _prepare(transport)
-        self._caller = self.factory.caller_of(transport)
-        self._account = self.factory.ledger.open(self._shed)
-        self.factory.connections.add(self)
-        self._heartbeat = Heartbeat(self.engine, self.limits, self.clock.seconds())
-        self._beat = self.clock.callLater(self._heartbeat.interval, self._look)
-        transport.registerProducer(self, True)  # type: ignore[attr-defined]
-        self.engine.start()
-        self.flush()
-
-    def dataReceived(self, data: bytes) -> None:
-        if self._closing:
-            return
-        self._busy = True
-        try:
-            for event in self.engine.receive(data, self.clock.seconds()):
-                # The frequent ones first, and without a further call.
-                if type(event) is DataReceived:
-                    exchange = event.stream.owner
-                    if exchange is None:
-                        self.engine.release(len(event.payload))
-                    else:
-                        exchange.data_received(event.payload, event.ended)
-                elif type(event) is RequestReceived:
-                    self._request(event.stream, event.head, event.ended)
-                else:
-                    self._rare(event)
-            while self._woken:
-                woken, self._woken = self._woken, []
-                for exchange in woken:
-                    exchange.proceed()
-        finally:
-            self._busy = False
-        self.flush()
-        self._settle_accounts()
-
-    def pauseProducing(self) -> None:
-        self.engine.sender.blocked = True
-
-    def resumeProducing(self) -> None:
-        self.engine.sender.blocked = False
-        self.flush()
-        self._settle_accounts()
-
-    def stopProducing(self) -> None:
-        """The connection is lost; `connectionLost` will say so."""
-        self.engine.sender.blocked = True
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._closing = True
-        self._busy = True
-        self.factory.connections.discard(self)
-        self.factory.ledger.close(self._account)
-        for timer in (self._beat, self._close_timer, self._goaway_timer):
-            if timer is not None and timer.active():
-                timer.cancel()
-        self._cancel_calls()
-        self.factory.connection_lost()
-
-    # The calls' side
-
-    def flush(self) -> None:
-        """Write what may be written, unless that will happen anyway before the reactor turns."""
-        if self._busy or self._closing:
-            return
-        self._busy = True
-        sender = self.engine.sender
-        transport: Any = self.transport
-        while True:
-            while not sender.blocked:
-                piece = sender.take()
-                if not piece:
-                    break
-                transport.write(piece)
-            if sender.drained:
-                drained, sender.drained = sender.drained, []
-                for stream in drained:
-                    stream.owner.drained()
-            elif self._postponed and sender.owed <= self.limits.owed_bytes:
-                self._postponed.popleft().proceed()
-            else:
-                break
-        self._busy = False
-        if self._draining and not self.engine.streams and self._goaway_timer is None:
-            self._close()
-
-    def wake(self, exchange: Exchange) -> None:
-        self._woken.append(exchange)
-
-    def postpone(self, exchange: Exchange) -> bool:
-        if self.engine.sender.owed <= self.limits.owed_bytes:
-            return False
-        self._postponed.append(exchange)
-        return True
-
-    # Events
-
-    def _request(self, stream: Stream, head: RequestHead, ended: bool) -> None:
-        wanted = self._wants.get(head)
-        if wanted is None:
-            wanted = read_request(head, self.factory.routes)
-            if len(self._wants) >= _REMEMBERED:
-                self._wants.clear()
-            self._wants[head] = wanted
-        if not stream.local_open:
-            return  # Reset by what came right behind it.
-        if type(wanted) is not Wanted:
-            self._refuse(stream, wanted)
-            return
-        refusal = self.factory.routes.refusal(self._caller, wanted.method.path)
-        if refusal is not None:
-            self._refuse(stream, Impossible(Code.PERMISSION_DENIED, refusal))
-            return
-        kind = StreamingExchange if wanted.method.streams_in else UnaryExchange
-        exchange = stream.owner = kind(self, stream, wanted, self._caller)
-        if ended:
-            exchange.data_received(b"", True)
-
-    def _refuse(self, stream: Stream, why: Any) -> None:
-        if isinstance(why, NotGrpc):
-            block = answers.plain(why.status)
-        else:
-            block = answers.trailers_only(why.code, why.message)
-        self.engine.sender.headers(stream, block, end=True)
-
-    def _rare(self, event: Event) -> None:
-        if isinstance(event, StreamReset):
-            if event.stream.owner is not None:
-                event.stream.owner.cancelled()
-        elif isinstance(event, RequestRefused):
-            if event.stream.local_open:
-                self.engine.sender.headers(event.stream, answers.plain(431), end=True)
-        elif isinstance(event, PingAcknowledged):
-            if event.payload == _GOAWAY_PING:
-                self._goaway()
-        elif isinstance(event, ConnectionFailed):
-            self._failed(event)
-
-    def _failed(self, event: ConnectionFailed) -> None:
-        self.factory.complain(
-            "{peer} was sent away: {reason} ({code})",
-            peer=self._caller.address,
-            reason=event.reason,
-            code=event.code.name,
-        )
-        self._close()
-
-    # What does not happen
-
-    def _look(self) -> None:
-        self._beat = self.clock.callLater(self._heartbeat.interval, self._look)
-        findings = self._heartbeat.look(self.clock.seconds())
-        if findings.connection is Verdict.IDLE:
-            self.drain()
-        elif findings.connection is Verdict.TOO_SLOW:
-            for event in self.engine.fail(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too slow to say anything")):
-                self._rare(event)
-        elif findings.connection is Verdict.UNREAD:
-            self.factory.complain("{peer} was cut off: it does not read", peer=self._caller.address)
-            self.abort()
-        limits = self.limits
-        for stream, seconds in findings.still:
-            exchange = stream.owner
-            if exchange is None:
-                continue
-            if stream.queued:
-                if seconds >= limits.stalled_download_seconds:
-                    exchange.abandon(ErrorCode.CANCEL)
-            elif exchange.waits_for_data and seconds >= limits.stalled_upload_seconds:
-                exchange.give_up(Code.ABORTED, f"no data has come for {seconds:.0f} seconds")
-        self._settle_accounts()
-
-    def _settle_accounts(self) -> None:
-        held = self.held + self.engine.sender.owed
-        if held != self._account.held:
-            self.factory.ledger.update(self._account, held)
-
-    def _shed(self) -> int:
-        """Let go of the call that holds the most."""
-        largest: Exchange | None = None
-        most = 0
-        for stream in self.engine.streams.values():
-            exchange = stream.owner
-            if exchange is not None and exchange.held + stream.queued > most:
-                largest = exchange
-                most = exchange.held + stream.queued
-        if largest is None:
-            return 0
-        self.factory.complain(
-            "a call of {peer} was given up: {most} bytes held for it were too many",
-            peer=self._caller.address,
-            most=most,
-        )
-        largest.abandon(ErrorCode.ENHANCE_YOUR_CALM)
-        return most
-
-    # The end
-
-    def drain(self) -> None:
-        """Accept no further calls, and close when those that run are done."""
-        if self._draining or self._closing:
-            return
-        self._draining = True
-        self.engine.announce_goaway()
-        self.engine.ping(_GOAWAY_PING)
-        self._goaway_timer = self.clock.callLater(_GOAWAY_SECONDS, self._goaway)
-        self.flush()
-
-    def _goaway(self) -> None:
-        timer, self._goaway_timer = self._goaway_timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
-        self.engine.goaway()
-        self.flush()
-
-    def abort(self) -> None:
-        """Close without regard for what runs or is still to be sent."""
-        self._closing = True
-        self._cancel_calls()
-        self.transport.abortConnection()  # type: ignore[union-attr]
-
-    def _close(self) -> None:
-        """Send what is in line, and close."""
-        if self._closing:
-            return
-        self._closing = True
-        self._busy = True
-        self._cancel_calls()
-        transport: Any = self.transport
-        transport.write(self.engine.sender.take())
-        # A transport with a producer stays open for it, over TLS for good.
-        transport.unregisterProducer()
-        self._close_timer = self.clock.callLater(self.limits.close_seconds, transport.abortConnection)
-        if ITCPTransport.providedBy(transport) and not ISSLTransport.providedBy(transport):
-            # To close with bytes unread would reset the connection, and the peer might never see why.
-            transport.loseWriteConnection()
-        else:
-            transport.loseConnection()
-
-    def _cancel_calls(self) -> None:
-        self._busy = True
-        for stream in list(self.engine.streams.values()):
-            if stream.owner is not None:
-                stream.owner.cancelled()
+#: Log lines about misbehaving peers, per second in the long run, and at once.
+_COMPLAINTS_PER_SECOND = 1.0
+_COMPLAINTS_AT_ONCE = 20
 
 
 class GrpcFactory(Factory):
@@ -365,7 +47,7 @@ class GrpcFactory(Factory):
         self.limits = limits
         self.ledger = Ledger(limits.held_bytes, limits.held_bytes_in_all)
         self.connections: set[GrpcProtocol] = set()
-        self._complaints = Allowance(1.0, 20)
+        self._complaints = Allowance(_COMPLAINTS_PER_SECOND, _COMPLAINTS_AT_ONCE)
         self._unsaid = 0
         self._drained: Deferred[None] | None = None
 
@@ -409,15 +91,3 @@ class GrpcFactory(Factory):
         """Called by each connection when it is gone."""
         if self._drained is not None and not self.connections and not self._drained.called:
             self._drained.callback(None)
-
-
-def _prepare(transport: Any) -> None:
-    """Set the transport, below TLS if there is TLS, for few and large reads and writes, and for small answers now."""
-    while not isinstance(transport, abstract.FileDescriptor):
-        transport = getattr(transport, "transport", None)
-        if transport is None:
-            return
-    transport.bufferSize = READ_BYTES
-    transport.SEND_LIMIT = SEND_BYTES
-    if ITCPTransport.providedBy(transport):
-        transport.setTcpNoDelay(True)

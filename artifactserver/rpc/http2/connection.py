@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from artifactserver.rpc.http2 import frames
+from artifactserver.rpc.http2.bodies import NOT_CONTENT_LENGTH, BodyReader
 from artifactserver.rpc.http2.errors import ConnectionFault, ErrorCode, HeaderListTooLarge, StreamFault
 from artifactserver.rpc.http2.events import (
     ConnectionFailed,
@@ -32,64 +33,36 @@ from artifactserver.rpc.http2.frames import (
 from artifactserver.rpc.http2.headers import HeaderBlocks, RequestHead, check_trailers
 from artifactserver.rpc.http2.limits import Limits
 from artifactserver.rpc.http2.rates import Allowance
-from artifactserver.rpc.http2.reading import FrameReader
 from artifactserver.rpc.http2.sending import Sender
 from artifactserver.rpc.http2.streams import Stream
-from artifactserver.rpc.http2.windows import ReceiveWindow
-
-#: A payload is handed on as a view of what was received if it is at least this large, and at least this share of it.
-#: Anything else is copied, so that a few bytes which have to wait do not keep a large buffer alive.
-VIEW_LEAST = 16 * 1024
-VIEW_SHARE = 4
 
 #: What padding and priority may add to a HEADERS frame.
 _HEADERS_EXTRA = 1 + 255 + 5
 
-_NOT_CONTENT_LENGTH = "a body that is not content-length long"
 
-
-class Connection(FrameReader):
+class Connection(BodyReader):
     """One HTTP/2 connection, as its server sees it.
 
-    :ivar sender: the sending half.
-    :ivar streams: the open streams, by number.
     :ivar failed: the peer broke the connection; it will not be listened to any more.
     :ivar settings_received: the peer has introduced itself.
     """
 
     def __init__(self, limits: Limits) -> None:
-        super().__init__(limits.frame_bytes)
-        self.limits = limits
-        self.streams: dict[int, Stream] = {}
-        self.sender = Sender(self._response_ended)
+        super().__init__(limits, Sender(self._response_ended))
         self.failed = False
         self.settings_received = False
-        self._window = ReceiveWindow(limits.connection_window)
-        # Until the peer has acknowledged our SETTINGS, it may rely on what holds without them.
-        self._stream_window = max(limits.stream_window, frames.DEFAULT_WINDOW)
-        self._stream_step = limits.stream_window // 4
         self._blocks = HeaderBlocks(limits)
         self._resets = Allowance(limits.resets_per_second, limits.resets_burst)
-        self._chores = Allowance(limits.chores_per_second, limits.chores_burst)
-        self._now = 0.0
-        self._events: list[Event] = []
         # A particular frame has to come next: SETTINGS at first, CONTINUATION within a header block.
         self.particular = True
-        # The DATA frame that flows; without a stream it is thrown away.
-        self._data_stream: Stream | None = None
-        self._data_ends = False
-        self._pad_length_next = False
-        self._padding = 0
         # A header block that is not whole yet.
         self._block: bytearray | None = None
         self._block_stream = 0
         self._block_ends = False
         self._continuations = 0
-        # Which streams there have been: numbers only ever grow; of the latest to close, it is known how they did.
-        self._last_stream = 0
         self._ignore_above = frames.MAX_STREAM_ID
+        # The latest streams to come to a good end, or to be reset by the peer.
         self._completed: deque[int] = deque(maxlen=2 * limits.streams_open)
-        self._reset_here: deque[int] = deque(maxlen=2 * limits.streams_open)
         block = limits.header_block_bytes
         control = limits.control_frame_bytes
         self.small = {
@@ -144,21 +117,6 @@ class Connection(FrameReader):
         ends.append(ConnectionFailed(fault.code, fault.reason))
         return ends
 
-    def release(self, size: int) -> None:
-        """So many body bytes no longer count against the connection's window."""
-        increment = self._window.release(size)
-        if increment:
-            self.sender.control(frames.window_update_frame(0, increment))
-
-    def release_stream(self, stream: Stream, size: int) -> None:
-        """So many body bytes no longer count against their stream's window."""
-        if stream.remote_open:
-            stream.unreturned += size
-            if stream.unreturned > self._stream_step:
-                stream.receive_window += stream.unreturned
-                self.sender.control(frames.window_update_frame(stream.id, stream.unreturned))
-                stream.unreturned = 0
-
     def reset(self, stream: Stream, code: ErrorCode) -> None:
         """Give up a stream of our own accord.  No event tells of it."""
         if stream.remote_open or stream.local_open:
@@ -201,70 +159,12 @@ class Connection(FrameReader):
         if kind == frames.PRIORITY:
             if not stream_id:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+            if length != 5 and stream_id > self._last_stream:
+                # There is no stream to reset yet.
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY of {length} bytes")
             if length != 5:
                 self.stream_fault(stream_id, StreamFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY of {length} bytes"))
-        self._chore()
-
-    def data_begins(self, length: int, flags: int, stream_id: int) -> None:
-        self._window.receive(length)
-        self._data_ends = bool(flags & END_STREAM)
-        self._padding = 0
-        self._pad_length_next = bool(flags & PADDED)
-        if self._pad_length_next and not length:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without a pad length")
-        stream = self._data_stream = self.streams.get(stream_id)
-        if stream is None:
-            if not stream_id or stream_id > self._last_stream:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on a stream that was not opened")
-            if stream_id not in self._reset_here:
-                raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA on a stream that is closed")
-        elif not stream.remote_open:
-            self._data_stream = None
-            self.stream_fault(stream_id, StreamFault(ErrorCode.STREAM_CLOSED, "DATA after the end of a request"))
-        elif length > stream.receive_window:
-            self._data_stream = None
-            self.stream_fault(stream_id, StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "data beyond a stream's window"))
-        else:
-            stream.receive_window -= length
-        if length <= 1 and not self._data_ends:
-            # Too little to be of use: legal, and free up to a point.
-            self._chore()
-
-    def data_part(self, data: bytes, start: int, stop: int, left: int) -> None:
-        arrived = stop - start
-        if self._pad_length_next:
-            self._pad_length_next = False
-            self._padding = data[start]
-            start += 1
-            if self._padding > stop - start + left:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding longer than the frame")
-        if self._padding:
-            # Of the bytes that remain in the frame, the last are padding.
-            stop = max(start, min(stop, stop + left - self._padding))
-        size = stop - start
-        stream = self._data_stream
-        if stream is None:
-            self.release(arrived)
-            return
-        if arrived != size:
-            self.release(arrived - size)
-            self.release_stream(stream, arrived - size)
-        ended = self._data_ends and not left
-        if stream.body_left >= 0:
-            stream.body_left -= size
-            if stream.body_left < 0 or (ended and stream.body_left):
-                self.release(size)
-                self._data_stream = None
-                self.stream_fault(stream.id, StreamFault(ErrorCode.PROTOCOL_ERROR, _NOT_CONTENT_LENGTH))
-                return
-        if ended:
-            stream.remote_open = False
-        if size or ended:
-            stream.moved = True
-            if size >= VIEW_LEAST and size * VIEW_SHARE >= len(data):
-                self._events.append(DataReceived(stream, memoryview(data)[start:stop], ended))
-            else:
-                self._events.append(DataReceived(stream, data[start:stop], ended))
+        self.chore()
 
     def stream_fault(self, stream_id: int, fault: StreamFault) -> None:
         self._spend_reset()
@@ -274,11 +174,6 @@ class Connection(FrameReader):
         if stream is not None:
             self._close(stream)
             self._events.append(StreamReset(stream, fault.code))
-
-    def _chore(self) -> None:
-        """A frame that only makes work."""
-        if not self._chores.spend(self._now) or self.sender.control_frames > self.limits.control_frames_queued:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that do nothing")
 
     # Streams
 
@@ -338,7 +233,7 @@ class Connection(FrameReader):
         if head.content_length is not None:
             stream.body_left = head.content_length
             if ended and head.content_length:
-                raise StreamFault(ErrorCode.PROTOCOL_ERROR, _NOT_CONTENT_LENGTH)
+                raise StreamFault(ErrorCode.PROTOCOL_ERROR, NOT_CONTENT_LENGTH)
         self._events.append(RequestReceived(stream, head, ended))
 
     def _more_headers(self, stream_id: int, block: bytes, ended: bool) -> None:
@@ -361,7 +256,7 @@ class Connection(FrameReader):
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "trailers that do not end the request, or are too large")
         check_trailers(fields)
         if stream.body_left > 0:
-            raise StreamFault(ErrorCode.PROTOCOL_ERROR, _NOT_CONTENT_LENGTH)
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, NOT_CONTENT_LENGTH)
         stream.remote_open = False
         self._events.append(DataReceived(stream, b"", True))
 
@@ -404,12 +299,12 @@ class Connection(FrameReader):
         if flags & frames.ACK:
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
-            self._chore()
+            self.chore()
             self._settings_acknowledged()
             return
         if len(payload) % 6:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS with {len(payload)} bytes")
-        self._chore()
+        self.chore()
         if not self.settings_received:
             self.settings_received = True
             self.particular = False
@@ -430,7 +325,7 @@ class Connection(FrameReader):
     def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
-        self._chore()
+        self.chore()
         if flags & frames.ACK:
             self._events.append(PingAcknowledged(payload))
         else:
@@ -439,7 +334,7 @@ class Connection(FrameReader):
     def _goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
-        self._chore()
+        self.chore()
         self._events.append(GoAwayReceived(_code(payload[4:8])))
 
     def _window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
