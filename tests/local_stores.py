@@ -17,6 +17,9 @@ from tests.store_process import StoreProcess
 class LocalStoreTestCase(TestCase):
     """Makes stores that end with the test."""
 
+    def setUp(self) -> None:
+        self.open_stores: list[LocalStore] = []
+
     def new_path(self) -> Path:
         """Where no repository is yet."""
         return Path(self.mktemp())
@@ -32,7 +35,7 @@ class LocalStoreTestCase(TestCase):
         prepare(path)
         store = LocalStore(path, reactor=reactor, now=now, head_room_min=head_room_min)
         store.start()
-        self.__dict__.setdefault("open_stores", []).append(store)
+        self.open_stores.append(store)
         self.addCleanup(self.close_store, store)
         return store
 

@@ -133,6 +133,7 @@ class PowerCutTests(LocalStoreTestCase):
                 self.assertIn(content, (each.content,) if number in acknowledged else (each.content, None))
         found = await store.get_record(work(0)[1].key)
         if record is not None:
+            assert found is not None
             self.assertGreaterEqual(int(found.value), record)
         elif found is not None:
             self.assertEqual(found.value, b"0")

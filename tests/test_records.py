@@ -66,10 +66,11 @@ class ChangeTests(SynchronousTestCase):
             odd.CopyFrom(good)
             setattr(odd, field, value)
             self.assertIsNone(WrittenChange.decode(odd.SerializeToString()))
-        for field, value in (("shape", 9), ("key", b""), ("key", b"\x63" + bytes(32))):
+        wrong: tuple[tuple[str, object], ...] = (("shape", 9), ("key", b""), ("key", b"\x63" + bytes(32)))
+        for name, other in wrong:
             odd = records_pb2.RecordChange()
             odd.CopyFrom(good)
-            setattr(odd.references[0], field, value)
+            setattr(odd.references[0], name, other)
             self.assertIsNone(WrittenChange.decode(odd.SerializeToString()))
 
     @given(st.lists(keys, min_size=2, max_size=2, unique=True))

@@ -285,7 +285,7 @@ def _check_name(
     if not name.allows(hash):
         at = name.attempts.index(hash) if hash in name.attempts else None
         ledger.wrong.append(
-            f"{method}: {spelled} is attempt {at} of {len(name.attempts)} ({hash}); {name.acknowledged} was acknowledged"
+            f"{method}: {spelled} is attempt {at} of {len(name.attempts)} ({hash}); {name.acknowledged} was promised"
         )
 
 
