@@ -176,7 +176,7 @@ class MetadataTests(SynchronousTestCase):
             self.assertRaises(BadMessage, decode_binary, bad)
 
     def test_names(self) -> None:
-        """Handlers see what applications sent, and not what transports say to each other."""
+        """Handlers see what applications sent and which program sent it, and not what transports say to each other."""
         fields = [
             (b"te", b"trailers"),
             (b"content-type", b"application/grpc"),
@@ -190,5 +190,11 @@ class MetadataTests(SynchronousTestCase):
         ]
         self.assertEqual(
             metadata_of(fields),
-            {"authorization": "Bearer x", "a": "1,2", "b-bin": b"y", "grpc-trace-bin": b"\0\1"},
+            {
+                "user-agent": "grpc-python/1",
+                "authorization": "Bearer x",
+                "a": "1,2",
+                "b-bin": b"y",
+                "grpc-trace-bin": b"\0\1",
+            },
         )

@@ -219,7 +219,7 @@ def encode_binary(value: bytes) -> bytes:
 
 
 #: Headers that are the transport's own.
-_RESERVED = frozenset({b"te", b"content-type", b"content-length", b"host", b"user-agent", b"accept-encoding"})
+_RESERVED = frozenset({b"te", b"content-type", b"content-length", b"host", b"accept-encoding"})
 
 
 def metadata_of(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str | bytes]:
