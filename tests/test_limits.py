@@ -66,6 +66,12 @@ class EngineLimitTests(SynchronousTestCase):
         line.send(request(1, fields=(*REQUEST, ("x", "y" * 1000))))
         self.assertEqual(line.statuses()[1][0], "431")
 
+    def test_header_flood(self) -> None:
+        """A client that sends such requests all the time is sent away."""
+        peer = Peer(Limits(header_count=20, resets_burst=10))
+        huge = (*REQUEST, *[("a", "b")] * 20)
+        self.assert_sent_away(peer, *[request(number, fields=huge) for number in range(1, 31, 2)])
+
     def test_header_bomb(self) -> None:
         """A few bytes that stand for a very large header list cost the connection, and no memory."""
         encoder = Encoder()

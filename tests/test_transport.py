@@ -200,6 +200,15 @@ class CancellationTests(SynchronousTestCase):
         self.wire.send(self.wire.request(1, "Unary", b""), frame(wire.RST_STREAM, 0, 1, bytes(4)))
         self.assertEqual(self.wire.echo.calls, [])
 
+    def test_reset_with_the_end(self) -> None:
+        """Neither is one whose last bytes come together with its end."""
+        for number, method in ((1, "Unary"), (3, "Down"), (5, "Up")):
+            whole = self.wire.request(number, method, b"1x1")
+            self.wire.send(whole[:-3])
+            self.wire.send(whole[-3:], frame(wire.RST_STREAM, 0, number, bytes(4)))
+        self.assertEqual(self.wire.echo.calls, [])
+        self.assertEqual(self.wire.frames(), [])
+
     def test_deadline(self) -> None:
         """When the deadline passes, the client is told and the handler cancelled."""
         self.wire.call(1, "Unary", b"", grpc_timeout="1500m")

@@ -142,6 +142,8 @@ class Exchange:
 
     def _run(self, request: Any) -> None:
         """Let the handler answer ``request``: a message still to be parsed, or whatever gives all of them."""
+        if not self.stream.local_open:
+            return  # Reset by what was received right behind the request; we are about to be told.
         method = self._wanted.method
         assert method.handler is not None
         coroutine: Coroutine[Any, Any, Any]
@@ -226,7 +228,8 @@ class Exchange:
     def _failed(self, error: BaseException, failure: Failure | None = None) -> None:
         """The handler raised ``error``."""
         status = status_of(error)
-        if status is None and not (self.over and isinstance(error, CancelledError)):
+        gone = self.over or not self.stream.local_open
+        if status is None and not (gone and isinstance(error, CancelledError)):
             # Without a failure, the exception is being handled right now.
             _log.failure("{path} failed", failure, path=self._wanted.method.path)
             status = Code.INTERNAL, _OUR_FAULT

@@ -72,7 +72,8 @@ class StreamingExchange(Exchange):
         if not self._begun:
             self._begun = True
             self._run(Requests(self))
-        elif self._waiting is not None:
+        elif self._waiting is not None and (self._messages or self._ended):
+            # Woken once for each part that arrived, it may have had them all the first time.
             waiting, self._waiting = self._waiting, None
             waiting.callback(None)
 

@@ -228,6 +228,8 @@ class Connection(BodyReader):
         if ended:
             stream.remote_open = False
         if head is None:
+            # To decode it took long for what it was; nobody may ask for that all the time.
+            self._spend_reset()
             self._events.append(RequestRefused(stream))
             return
         if head.content_length is not None:

@@ -48,7 +48,7 @@ class HeaderBlocks:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         # Beyond this the decoder stops in mid-block, which costs the connection; up to it the request can be answered.
-        self._decoder = Decoder(max_header_list_size=4 * limits.header_list_bytes)
+        self._decoder = Decoder(max_header_list_size=2 * limits.header_list_bytes)
         self._known: dict[bytes, RequestHead] = {}
         self.known = self._known.get
 

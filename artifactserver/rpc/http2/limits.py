@@ -49,7 +49,7 @@ class Limits:
 
     frame_bytes: int = 1 * MiB
     control_frame_bytes: int = 16 * KiB
-    header_block_bytes: int = 32 * KiB
+    header_block_bytes: int = 16 * KiB
     header_list_bytes: int = 16 * KiB
     header_count: int = 128
     header_blocks_cached: int = 64
