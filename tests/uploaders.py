@@ -111,8 +111,8 @@ class Uploaders:
                 if not self._tolerant or error.code() not in DEAD:
                     self._ledger.wrong.append(f"{kind.__name__}: {error.code()}: {error.details()}")
             except ValueError as error:
-                # grpcio's way to say that the channel was closed, which is how this thread is sent elsewhere.
-                if "closed channel" not in str(error):
+                # grpcio's ways to say that the channel was closed, which is how this thread is sent elsewhere.
+                if not {"closed", "channel"} <= set(str(error).lower().strip("!").split()):
                     self._ledger.wrong.append(f"{kind.__name__}: {error!r}")
             self._done.wait(random_.random() * 0.02)
 
