@@ -607,6 +607,7 @@ class EndTests(SynchronousTestCase):
         self.wire.send(frame(wire.DATA, 0, 9, b"x"))
         self.wire.clock.advance(10)
         self.assertEqual(aborted, [True])
+        self.assertEqual(self.wire.clock.getDelayedCalls(), [])
 
     def test_many_faults(self) -> None:
         """A thousand bad connections are a few lines of the log."""

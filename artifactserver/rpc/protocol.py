@@ -247,6 +247,8 @@ class GrpcProtocol(Protocol):
         elif findings.connection is Verdict.UNREAD:
             self.factory.complain("{peer} was cut off: it does not read", peer=self._caller.address)
             self.abort()
+        if self._closing:
+            return
         limits = self.limits
         for stream, seconds in findings.still:
             exchange = stream.owner
@@ -305,6 +307,7 @@ class GrpcProtocol(Protocol):
     def abort(self) -> None:
         """Close without regard for what runs or is still to be sent."""
         self._closing = True
+        self._stop_looking()
         self._cancel_calls()
         self.transport.abortConnection()  # type: ignore[union-attr]
 
@@ -313,7 +316,7 @@ class GrpcProtocol(Protocol):
         if self._closing:
             return
         self._closing = True
-        self._busy = True
+        self._stop_looking()
         self._cancel_calls()
         transport: Any = self.transport
         transport.write(self.engine.sender.take())
@@ -325,6 +328,10 @@ class GrpcProtocol(Protocol):
             transport.loseWriteConnection()
         else:
             transport.loseConnection()
+
+    def _stop_looking(self) -> None:
+        if self._beat is not None and self._beat.active():
+            self._beat.cancel()
 
     def _cancel_calls(self) -> None:
         self._busy = True
