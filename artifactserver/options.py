@@ -1,0 +1,165 @@
+"""What a person types to start the server: the options of ``twistd artifactserver`` and ``bst-artifact-server``.
+
+Mistakes are refused before anything starts, each in one sentence.  Left to itself, twistd would bury that sentence
+under a page of options, on standard output, and end with status 0.
+"""
+
+from __future__ import annotations
+
+import getopt
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.python.usage import CompleteDirs, CompleteFiles, Completions, UsageError
+from twisted.python.usage import Options as _Options
+
+from artifactserver import __version__
+
+#: Where ``twistd artifactserver`` listens if it is not told: where BuildStream's manual has a server to pull from.
+DEFAULT_PORT = 11001
+
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,9})?(?:e\d{1,2})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
+_POWERS = ("", "k", "m", "g", "t")
+
+
+class Options(_Options):
+    """The options of ``twistd artifactserver``.
+
+    After parsing there are: ``port``; ``interface``, `None` for all; ``repo``, ``server-key``, ``server-cert`` and
+    ``client-certs``, each an absolute path or, but for ``repo``, `None`; ``enable-push``; ``head-room-min`` and
+    ``head-room-max`` in bytes.
+    """
+
+    synopsis = "[options] [REPO]"
+    longdesc = (
+        "Serve the artifacts of BuildStream 1 and 2 from the repository in the directory REPO, which is made if it "
+        "does not exist.  Without REPO it is the directory 'artifacts' in the current one.  Sizes are in bytes; K, M, "
+        "G and T stand for powers of 1000, Ki, Mi, Gi and Ti for powers of 1024."
+    )
+
+    optParameters: list[list[Any]] = [
+        ["port", "p", str(DEFAULT_PORT), "TCP port to listen on, 0 for any that is free."],
+        ["interface", None, None, "IP address or name to listen on; if left out, all addresses, IPv4 and IPv6."],
+        ["server-key", None, None, "Private key for TLS (PEM file).  Needs --server-cert."],
+        [
+            "server-cert",
+            None,
+            None,
+            "Certificate for TLS, with its chain, if any (PEM file).  Needs --server-key.",
+        ],
+        [
+            "client-certs",
+            None,
+            None,
+            "Certificates of the clients that may connect, one after another (PEM file).  Nobody else gets in.",
+        ],
+        ["head-room-min", None, "2e9", "Free disk space that uploads leave untouched."],
+        [
+            "head-room-max",
+            None,
+            "10e9",
+            "Free disk space to make when old content is removed.  This version removes nothing yet.",
+        ],
+    ]
+    optFlags: list[list[Any]] = [
+        ["enable-push", None, "Let clients upload.  Without it they can only pull."],
+    ]
+    compData = Completions(
+        optActions={
+            "server-key": CompleteFiles("*.key"),
+            "server-cert": CompleteFiles("*.crt"),
+            "client-certs": CompleteFiles("*.crt"),
+        },
+        extraActions=[CompleteDirs(descr="REPO")],
+    )
+
+    #: Who speaks when an option is refused.
+    program = "artifactserver"
+
+    def parseOptions(self, options: list[str] | None = None) -> None:
+        """Parse a command line, on which options may follow REPO.
+
+        :raises UsageError: if there is something wrong with it and this is not a subcommand of twistd.
+        :raises SystemExit: with a sentence and status 1, where it is.
+        """
+        try:
+            super().parseOptions(self._options_first(list(sys.argv[1:] if options is None else options)))
+        except UsageError as error:
+            if self.parent is None:
+                raise
+            raise SystemExit(f"{self.program}: {error}") from None
+
+    def parseArgs(self, *repo: str) -> None:
+        if len(repo) > 1:
+            raise UsageError(f"there are {len(repo)} arguments that could be REPO ({', '.join(repo)}): give one")
+        self["repo"] = repo[0] if repo else None
+
+    def postOptions(self) -> None:
+        self["port"] = _port(self["port"])
+        for name in ("interface", "server-key", "server-cert", "client-certs", "repo"):
+            if self[name] == "":
+                word = "REPO" if name == "repo" else f"--{name}"
+                raise UsageError(f"{word} is empty: give a name, or leave it out")
+            if name != "interface" and self[name] is not None:
+                self[name] = self._path(self[name])
+        if self["repo"] is None:
+            self["repo"] = self._default_repo()
+        if (self["server-key"] is None) != (self["server-cert"] is None):
+            there, absent = ("key", "cert") if self["server-cert"] is None else ("cert", "key")
+            raise UsageError(f"--server-{there} is given without --server-{absent}: TLS needs both")
+        if self["client-certs"] is not None and self["server-key"] is None:
+            raise UsageError("--client-certs needs TLS: give --server-key and --server-cert as well")
+        for name in ("head-room-min", "head-room-max"):
+            self[name] = _size(name, self[name])
+        if self["head-room-min"] > self["head-room-max"]:
+            raise UsageError(
+                f"--head-room-min ({self['head-room-min']}) is more than --head-room-max ({self['head-room-max']}): "
+                "make it less"
+            )
+
+    def opt_version(self) -> None:
+        """Display the version and exit."""
+        print(f"artifactserver {__version__}")  # noqa: T201
+        raise SystemExit(0)
+
+    def _default_repo(self) -> Path:
+        return self._path("artifacts")
+
+    def _path(self, name: str) -> Path:
+        """An absolute path; a relative one starts where twistd's ``--rundir`` says that the server runs."""
+        rundir = self.parent.get("rundir", ".") if self.parent is not None else "."
+        return Path.cwd() / rundir / Path(name).expanduser()
+
+    def _options_first(self, arguments: list[str]) -> list[str]:
+        """The same command line with the options before the other arguments, as Twisted wants them."""
+        if len(arguments) > 1 and arguments[-2] == "--_shell-completion":
+            return arguments
+        try:
+            options, rest = getopt.gnu_getopt(arguments, self.shortOpt, self.longOpt)
+        except getopt.GetoptError as error:
+            raise UsageError(f"{error.msg}: --help lists the options") from None
+        ordered = []
+        for name, value in options:
+            if not name.startswith("--"):
+                ordered += [name, value] if f"{name[1]}:" in self.shortOpt else [name]
+            else:
+                ordered.append(f"{name}={value}" if f"{name[2:]}=" in self.longOpt else name)
+        return [*ordered, "--", *rest]
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) > 65535:
+        raise UsageError(f"--port {text!r} is not a port: give a number from 1 to 65535, or 0 for any that is free")
+    return int(text)
+
+
+def _size(name: str, text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if match is None or (match[3] and not match[2]):
+        raise UsageError(f"--{name} {text!r} is not a size: give a number of bytes, or one with K, M, G or T behind it")
+    number, unit, binary = match.groups()
+    # Exact, where there is no fraction: floating point would be off from 2**53 on.
+    value = int(number) if number.isdecimal() else float(number)
+    return int(value * (1024 if binary else 1000) ** _POWERS.index(unit.lower()))
