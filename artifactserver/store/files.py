@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from zlib_ng.zlib_ng import crc32
 
 from artifactserver.store.digest import HASH_BYTES, Digest, DigestFunction
 from artifactserver.store.disk import Descriptor
@@ -86,14 +87,14 @@ class Checksums:
     def update(self, content: bytes) -> None:
         room = BLOCK_BYTES - self._filled
         if len(content) < room:
-            self._crc = zlib.crc32(content, self._crc)
+            self._crc = crc32(content, self._crc)
             self._filled += len(content)
             return
         with memoryview(content) as view:
             while len(view) >= room:
-                self._done.append(zlib.crc32(view[:room], self._crc))
+                self._done.append(crc32(view[:room], self._crc))
                 view, room, self._crc = view[room:], BLOCK_BYTES, 0
-            self._crc = zlib.crc32(view)
+            self._crc = crc32(view)
             self._filled = len(view)
 
     def value(self) -> bytes:
@@ -156,7 +157,7 @@ class FileReader:
 
     def _block(self, file: Descriptor, block: int, wanted: int) -> bytes:
         content = os.pread(file.fd, wanted, block * BLOCK_BYTES)
-        if zlib.crc32(content).to_bytes(4, "big") != self._checksums[4 * block : 4 * block + 4]:
+        if crc32(content).to_bytes(4, "big") != self._checksums[4 * block : 4 * block + 4]:
             raise DamagedFile(f"block {block} of {BLOCK_BYTES} bytes has a wrong checksum")
         return content
 

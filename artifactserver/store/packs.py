@@ -26,11 +26,12 @@ import fcntl
 import mmap
 import os
 import struct
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from zlib_ng.zlib_ng import crc32
 
 from artifactserver.store import disk
 
@@ -115,7 +116,7 @@ def encode_head(kind: int, function: int, hash: bytes, content: bytes) -> bytes:
     """What goes before ``content`` to make an entry of it."""
     length = len(content)
     described = _DESCRIPTION.pack(kind, ENCODING_IDENTITY, function, len(hash), length, length) + hash
-    return MAGIC + _CRC.pack(zlib.crc32(content, zlib.crc32(described))) + described
+    return MAGIC + _CRC.pack(crc32(content, crc32(described))) + described
 
 
 def entry_bytes(hash_bytes: int, stored: int) -> int:
@@ -151,7 +152,7 @@ def read_entry(fd: int, place: Place, kind: int, function: int, hash: bytes, wai
     if raw[:4] != MAGIC or raw[_CHECKED_FROM:start] != described:
         raise DamagedEntry("another entry stands there, or none")
     with memoryview(raw) as view:
-        if zlib.crc32(view[_CHECKED_FROM:]) != _CRC.unpack_from(raw, 4)[0]:
+        if crc32(view[_CHECKED_FROM:]) != _CRC.unpack_from(raw, 4)[0]:
             raise DamagedEntry("its checksum is wrong")
         return bytes(view[start:])
 
@@ -312,6 +313,6 @@ def _entry_at(pack: mmap.mmap, offset: int, length: int) -> Entry | None:
     ):
         return None
     with memoryview(pack) as view:
-        if zlib.crc32(view[offset + _CHECKED_FROM : start + stored]) != crc:
+        if crc32(view[offset + _CHECKED_FROM : start + stored]) != crc:
             return None
     return Entry(kind, function, pack[offset + _HEADER.size : start], offset, stored, pack[start : start + stored])

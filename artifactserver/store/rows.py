@@ -33,8 +33,9 @@ a row is only removed by compare-and-delete, and neither a pack id nor a file se
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
+
+from zlib_ng.zlib_ng import crc32
 
 from artifactserver.store.packs import Place
 
@@ -104,12 +105,12 @@ class PackRow:
 
     def encode(self) -> bytes:
         packed = _PACK.pack(self.state, self.committed, self.entries, self.made, self.renewed)
-        return packed + U32.pack(zlib.crc32(packed))
+        return packed + U32.pack(crc32(packed))
 
     @classmethod
     def decode(cls, value: bytes) -> PackRow | None:
         packed = value[:-4]
-        if len(packed) != _PACK.size or U32.pack(zlib.crc32(packed)) != value[-4:]:
+        if len(packed) != _PACK.size or U32.pack(crc32(packed)) != value[-4:]:
             return None
         return cls(*_PACK.unpack(packed))
 
@@ -133,12 +134,12 @@ class RecordRow:
         packed = _RECORD.pack(
             self.state, self.sequence, place.pack, place.stored, place.offset, self.epoch, self.walked
         )
-        return packed + U32.pack(zlib.crc32(packed))
+        return packed + U32.pack(crc32(packed))
 
     @classmethod
     def decode(cls, value: bytes) -> RecordRow | None:
         packed = value[:-4]
-        if len(packed) != _RECORD.size or U32.pack(zlib.crc32(packed)) != value[-4:]:
+        if len(packed) != _RECORD.size or U32.pack(crc32(packed)) != value[-4:]:
             return None
         state, sequence, pack, stored, offset, epoch, walked = _RECORD.unpack(packed)
         return cls(state, sequence, Place(pack, offset, stored), epoch, walked)
