@@ -84,7 +84,7 @@ class _FactoryOf(Factory):
     def __init__(self, talker: Talker) -> None:
         self.talker = talker
 
-    def buildProtocol(self, addr: object) -> Talker:  # type: ignore[override]
+    def buildProtocol(self, addr: object) -> Talker:
         return self.talker
 
 
