@@ -198,8 +198,8 @@ class MemoryUpload:
         self._siblings = siblings
         self._pieces: list[bytes] = []
 
-    async def write(self, content: bytes) -> None:
-        assert isinstance(content, bytes), content
+    async def write(self, content: bytes | memoryview) -> None:
+        assert isinstance(content, (bytes, memoryview)), content
         assert self in self._siblings, "it is closed"
         self.received += len(content)
         if self.received > self._digest.size:

@@ -68,4 +68,4 @@ class EncodingTests(SynchronousTestCase):
     def test_read_response(self, content: bytes) -> None:
         """Pieces of a stream."""
         message = bytestream.ReadResponse(data=content or b"x")
-        self.assertEqual(encoding.read_response(content or b"x"), message.SerializeToString())
+        self.assertEqual(b"".join(encoding.read_response(content or b"x")), message.SerializeToString())

@@ -10,6 +10,10 @@ A service is a protobuf ``ServiceDescriptor`` together with an object whose meth
 A response is a message, or `bytes`: a message already serialized, or a `tuple` of `bytes`: the same in pieces, which
 saves the copy where a large payload follows a few bytes of field header.
 
+A request is a message of the class that the descriptor names.  An implementation may have a mapping ``decoders`` from
+the name of a method to a function that makes something else of the bytes of a request, and raises protobuf's
+`DecodeError` for what is none.
+
 A handler that takes a stream may return before the client has ended it.  One that yields faster than its client reads
 is suspended at its ``yield``; one that does not ask for requests gets no more sent than fit into the stream's window.
 When the client goes away or the deadline passes, what the handler awaits is cancelled, so its ``finally`` blocks run.
@@ -54,11 +58,13 @@ class Method:
     """One RPC of a service that is served here.
 
     :ivar path: as it stands in a request: ``/package.Service/Method``.
+    :ivar decode: makes of a request's bytes what the handler takes.
     :ivar handler: what answers it, or `None` for one that is declared and not implemented.
     """
 
     path: str
     request: type[Message]
+    decode: Callable[[bytes], Any]
     response: type[Message]
     streams_in: bool
     streams_out: bool
@@ -87,13 +93,16 @@ class Dispatcher:
 
     def register(self, service: ServiceDescriptor, implementation: object) -> None:
         """Serve ``service`` with the methods of ``implementation``; those it lacks answer UNIMPLEMENTED."""
+        decoders: Mapping[str, Callable[[bytes], Any]] = getattr(implementation, "decoders", {})
         for method in service.methods:
+            request = GetMessageClass(method.input_type)
             path = f"/{service.full_name}/{method.name}"
             if path in self._methods:
                 raise ValueError(f"{path} is registered already")
             self._methods[path] = Method(
                 path,
-                GetMessageClass(method.input_type),
+                request,
+                decoders.get(method.name, request.FromString),
                 GetMessageClass(method.output_type),
                 method.client_streaming,
                 method.server_streaming,

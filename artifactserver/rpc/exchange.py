@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Protocol
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -125,12 +125,12 @@ class Exchange:
             return None
         return messages
 
-    def _parse(self, message: bytes) -> Message:
-        request = self._wanted.method.request
+    def _parse(self, message: bytes) -> Any:
+        method = self._wanted.method
         try:
-            return request.FromString(message)
+            return method.decode(message)
         except DecodeError:
-            name = request.DESCRIPTOR.full_name
+            name = method.request.DESCRIPTOR.full_name
             raise RpcError(Code.INTERNAL, f"a request that is not a {name} message") from None
 
     def _hold(self, size: int) -> None:

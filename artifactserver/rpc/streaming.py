@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
-from google.protobuf.message import Message
 from twisted.internet.defer import Deferred
 
 from artifactserver.access import Caller
@@ -77,7 +76,7 @@ class StreamingExchange(Exchange):
             waiting, self._waiting = self._waiting, None
             waiting.callback(None)
 
-    async def next_request(self) -> Message:
+    async def next_request(self) -> Any:
         """The next message.
 
         :raises StopAsyncIteration: at the end.

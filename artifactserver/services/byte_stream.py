@@ -7,33 +7,38 @@ do, and upload the same blob twice at the same moment under the very same name; 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
+from typing import ClassVar
 
 from artifactserver.proto import bytestream_pb2 as bytestream
 from artifactserver.rpc.dispatch import Call
 from artifactserver.rpc.status import Code, RpcError
-from artifactserver.services import encoding
+from artifactserver.services import encoding, write_requests
 from artifactserver.services.resource_names import parse_read, parse_write
 from artifactserver.store.digest import Digest, Digests
 from artifactserver.store.interface import Blob, BlobMissing, Store
+
+#: A message of an upload, in one of two forms with the same fields.
+Request = bytestream.WriteRequest | write_requests.LargeWrite
 
 #: Blobs up to this size, in bytes, are gathered in memory while they arrive, and stored together with others; larger
 #: ones flow to the disk.
 GATHERED_BYTES = 64 * 1024
 
-#: Bytes of content in one message on the way out.
-PIECE_BYTES = 256 * 1024
+#: Bytes of content in one message on the way out: what the store checks at once, and every client takes.
+PIECE_BYTES = 1024 * 1024
 
 
 class ByteStream:
     """The service."""
 
+    decoders: ClassVar = {"Write": write_requests.decode}
     gathered_bytes = GATHERED_BYTES
     piece_bytes = PIECE_BYTES
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def Read(self, request: bytestream.ReadRequest, call: Call) -> AsyncIterator[bytes]:
+    async def Read(self, request: bytestream.ReadRequest, call: Call) -> AsyncIterator[tuple[bytes, bytes]]:
         """A blob, or the part of it that was asked for."""
         digest = parse_read(request.resource_name)
         offset, limit = request.read_offset, request.read_limit
@@ -60,7 +65,7 @@ class ByteStream:
         finally:
             reader.close()
 
-    async def Write(self, requests: AsyncIterable[bytestream.WriteRequest], call: Call) -> bytestream.WriteResponse:
+    async def Write(self, requests: AsyncIterable[Request], call: Call) -> bytestream.WriteResponse:
         """Store a blob.  If it is here already, the answer comes at once, as if all of it had been sent."""
         messages = aiter(requests)
         first = await anext(messages, None)
@@ -83,15 +88,14 @@ class ByteStream:
             upload.close()
         return progress.answer()
 
-    async def _write_small(self, progress: _Progress, content: bytes) -> bytestream.WriteResponse:
+    async def _write_small(self, progress: _Progress, content: bytes | memoryview) -> bytestream.WriteResponse:
+        pieces = [content]
         if not progress.finished:
             if await self._is_present(progress.digest):
                 return progress.answer()
-            pieces = [content]
             while not progress.finished:
                 pieces.append(await progress.next())
-            content = b"".join(pieces)
-        (outcome,) = await self._store.add_many([Blob(progress.digest, content)])
+        (outcome,) = await self._store.add_many([Blob(progress.digest, b"".join(pieces))])
         if outcome is not None:
             raise outcome
         return progress.answer()
@@ -124,14 +128,14 @@ class _Progress:
 
     __slots__ = ("_messages", "_name", "_received", "digest", "finished")
 
-    def __init__(self, name: str, messages: AsyncIterator[bytestream.WriteRequest]) -> None:
+    def __init__(self, name: str, messages: AsyncIterator[Request]) -> None:
         self.digest = parse_write(name)
         self.finished = False
         self._name = name
         self._messages = messages
         self._received = 0
 
-    def take(self, request: bytestream.WriteRequest) -> bytes:
+    def take(self, request: Request) -> bytes | memoryview:
         """The data of a message.
 
         :raises RpcError: INVALID_ARGUMENT, if the message breaks a rule.
@@ -144,7 +148,7 @@ class _Progress:
                 Code.INVALID_ARGUMENT,
                 f"data for offset {request.write_offset} came where offset {self._received} was due",
             )
-        data = request.data  # a copy, each time
+        data = request.data  # of a protobuf message a copy, each time
         self._received += len(data)
         if self._received > size:
             raise RpcError(Code.INVALID_ARGUMENT, f"more than the {size} bytes of blob {self.digest} were sent")
@@ -156,7 +160,7 @@ class _Progress:
             self.finished = True
         return data
 
-    async def next(self) -> bytes:
+    async def next(self) -> bytes | memoryview:
         """The data of the next message.
 
         :raises RpcError: INVALID_ARGUMENT, if it breaks a rule or there is none.

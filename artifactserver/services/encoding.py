@@ -75,6 +75,6 @@ def unread_blob(hash: str, size: int, status: bytes) -> tuple[bytes, bytes, byte
     return b"\x0a%b%b%b%b" % (varint(length + len(tail)), before, hash.encode(), after), tail, b""
 
 
-def read_response(content: bytes) -> bytes:
-    """A ``ReadResponse`` that carries ``content``."""
-    return b"\x52%b%b" % (varint(len(content)), content)
+def read_response(content: bytes) -> tuple[bytes, bytes]:
+    """A ``ReadResponse`` that carries ``content``, in pieces to be sent one after the other."""
+    return b"\x52" + varint(len(content)), content

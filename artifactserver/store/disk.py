@@ -27,7 +27,7 @@ def write(fd: int, content: bytes, offset: int) -> None:
             written += os.pwrite(fd, view[written:], offset + written)
 
 
-def write_pieces(fd: int, pieces: Sequence[bytes], offset: int) -> None:
+def write_pieces(fd: int, pieces: Sequence[bytes | memoryview], offset: int) -> None:
     """Write ``pieces`` one after the other from ``offset`` on."""
     for start in range(0, len(pieces), _IOV_MAX):
         group = pieces[start : start + _IOV_MAX]

@@ -84,7 +84,7 @@ class Checksums:
         self._crc = 0
         self._filled = 0
 
-    def update(self, content: bytes) -> None:
+    def update(self, content: bytes | memoryview) -> None:
         room = BLOCK_BYTES - self._filled
         if len(content) < room:
             self._crc = crc32(content, self._crc)

@@ -158,8 +158,8 @@ class Upload(Protocol):
     #: How many bytes have been handed in.
     received: int
 
-    async def write(self, content: bytes) -> None:
-        """Take the next bytes; returns when it is time for more.
+    async def write(self, content: bytes | memoryview) -> None:
+        """Take the next bytes, which must not change any more; returns when it is time for more.
 
         :raises ContentMismatch: if there are more bytes than the digest says.
         """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class IncomingFile:
             self.discard()
             raise disk.failure(error, f"the upload of blob {digest}") from error
 
-    def absorb(self, pieces: list[bytes]) -> None:
+    def absorb(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Hash and write the next bytes."""
         for piece in pieces:
             self._hasher.update(piece)
@@ -158,7 +158,7 @@ class FileUpload:
         self._commit = commit
         self._now = now
         self._when_closed = closed
-        self._gathered: list[bytes] = []
+        self._gathered: list[bytes | memoryview] = []
         self._gathered_bytes = 0
         self._busy = False
         self._failure: Failure | None = None
@@ -172,7 +172,7 @@ class FileUpload:
         self._start(self._run(self._create))
         await self._settled()
 
-    async def write(self, content: bytes) -> None:
+    async def write(self, content: bytes | memoryview) -> None:
         self.received += len(content)
         if self.received > self._digest.size:
             raise ContentMismatch(f"more than {self._digest.size} bytes were uploaded for blob {self._digest}")
