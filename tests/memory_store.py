@@ -196,7 +196,7 @@ class MemoryUpload:
         self._store = store
         self._digest = digest
         self._siblings = siblings
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | memoryview] = []
 
     async def write(self, content: bytes | memoryview) -> None:
         assert isinstance(content, (bytes, memoryview)), content
