@@ -157,7 +157,10 @@ class ArtifactServer(Service):
             self._ports.append(adopt(self._reactor, self._sockets.pop(0), self._factory))
         self._tidying.startService()
         memory.settle()
-        self._reactor.callWhenRunning(self._take_signals)
+        self._reactor.callWhenRunning(self._is_running, where)
+
+    def _is_running(self, where: str) -> None:
+        self._take_signals()
         self._log.info("listening on {where}, {promise}", where=where, promise=self._promise)
 
     def stopService(self) -> Deferred[None]:
@@ -189,10 +192,12 @@ class ArtifactServer(Service):
         """Take a signal to end for what it is: no failure.
 
         Twisted's own way would let twistd shut down in order and then die of the signal, so that whoever waits for it
-        cannot tell an orderly end from a crash.
+        cannot tell an orderly end from a crash.  What was ignored from the beginning, as SIGINT is behind a shell's
+        ``&``, stays ignored.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._reactor.callFromThread(self._end))
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: self._reactor.callFromThread(self._end))
 
     def _end(self) -> None:
         try:

@@ -408,6 +408,9 @@ class ProcessTests(SynchronousTestCase):
 
     def test_interrupt(self) -> None:
         """Ctrl-C ends it as well."""
+        # A process inherits that it ignores a signal, and these tests may run behind a shell's "&".
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
         server = Server(self.place / "repo")
         self.addCleanup(server.kill)
         server.start()
