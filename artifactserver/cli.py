@@ -184,7 +184,7 @@ def check(repo: Path, work: Callable[[fsck.Progress], Report]) -> int:
         except RepositoryProblem as problem:
             progress.close()
             return _fail("artifactserver fsck", problem, 2)
-    for sentence in report.problems:
+    for sentence in (*report.remarks, *report.problems):
         print(sentence)  # noqa: T201
     if report.problem_count > len(report.problems):
         print(f"... and {report.problem_count - len(report.problems)} more")  # noqa: T201

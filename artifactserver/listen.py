@@ -32,6 +32,9 @@ _PREFACE = b"PRI * HTTP/2.0\r\n"
 #: How a TLS connection begins: a handshake record of SSL 3 or later (RFC 8446, section 5.1).
 _CLIENT_HELLO = b"\x16\x03"
 
+#: Seconds until a connection must have shown what it speaks, the TLS handshake included.
+CHOICE_SECONDS = 30.0
+
 #: Seconds between two log lines about clients that got the kind of port wrong.
 _COMPLAINT_SECONDS = 60.0
 
@@ -103,7 +106,7 @@ class PortFactory(Factory):
     _log = Logger()
 
     def __init__(
-        self, http2: IProtocolFactory, http1: IProtocolFactory, clock: IReactorTime, timeout: float = 30.0
+        self, http2: IProtocolFactory, http1: IProtocolFactory, clock: IReactorTime, timeout: float = CHOICE_SECONDS
     ) -> None:
         self.http2 = http2
         self.http1 = http1
@@ -134,7 +137,7 @@ class PortFactory(Factory):
             self._log.info(
                 "{peer} tried TLS on a port that is in clear text: it should use http:// or grpc://, "
                 "or the server should be given --server-key and --server-cert",
-                peer=transport.getPeer() if transport is not None else None,
+                peer=getattr(transport.getPeer(), "host", "").removeprefix("::ffff:") if transport is not None else "",
             )
 
 

@@ -135,7 +135,7 @@ class ServerTls:
             peer = examination.transport.getPeer()
             self._log.info(
                 "{peer} was turned away: its certificate with SHA-256 fingerprint {fingerprint} {reason}",
-                peer=getattr(peer, "host", peer),
+                peer=getattr(peer, "host", "").removeprefix("::ffff:"),
                 fingerprint=name,
                 reason="has expired or is not valid yet" if expired else "is not in the bundle of client certificates",
             )

@@ -6,12 +6,13 @@ import errno
 import os
 import shutil
 import time
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
 from artifactserver.store import batch, disk, fsck, local, rebuild, room
 from artifactserver.store import damage as damage_module
@@ -339,6 +340,10 @@ class RoomTests(LocalStoreTestCase):
     async def test_no_room(self) -> None:
         """What does not fit above the head room is refused before its first byte, and leaves nothing behind."""
         path = self.new_path()
+        events: list[LogEvent] = []
+        observer: ILogObserver = cast(ILogObserver, events.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
         store = await self.open_store(path, head_room_min=1 << 60)
         small, large = random_blob(100), random_blob(100_000)
         outcomes = await store.add_many([small, large])
@@ -347,6 +352,8 @@ class RoomTests(LocalStoreTestCase):
             await store.upload(large.digest, "me")
         self.assertEqual(os.listdir(path / "incoming"), [])
         self.assertEqual(await store.find_missing(Digests.of([small.digest, large.digest])), [0, 1])
+        complaints = [event for event in events if "are refused" in (event.get("log_format") or "")]
+        self.assertEqual(len(complaints), 1, "the administrator is told, but not each time")
 
     async def test_space_is_reserved_first(self) -> None:
         """An upload takes all of its disk space before its first byte."""
@@ -783,6 +790,9 @@ class FsckTests(LocalStoreTestCase):
             self.assertTrue(any(str(each.digest) in problem for problem in report.problems), report.problems)
         again = fsck.check(path, NoProgress(), repair=True)
         self.assertEqual(again.problem_count, report.problem_count)
+        repaired = fsck.check(path, NoProgress())
+        self.assertEqual(repaired.problems, [])
+        self.assertTrue(any("belong to no entry" in remark for remark in repaired.remarks), repaired.remarks)
         store = await self.open_store(path)
         wanted = Digests.of([small.digest, large.digest, fine.digest])
         self.assertEqual(await store.find_missing(wanted), [0, 1])

@@ -56,6 +56,7 @@ class Report:
     """What was found.
 
     :ivar problems: a sentence for each of the first `NAMED_PROBLEMS`.
+    :ivar remarks: what is not as it was written, though nothing that is wanted stands there any more; as many at most.
     """
 
     blobs: int = 0
@@ -63,11 +64,16 @@ class Report:
     content_bytes: int = 0
     problem_count: int = 0
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def problem(self, sentence: str) -> None:
         self.problem_count += 1
         if len(self.problems) < NAMED_PROBLEMS:
             self.problems.append(sentence)
+
+    def remark(self, sentence: str) -> None:
+        if len(self.remarks) < NAMED_PROBLEMS:
+            self.remarks.append(sentence)
 
 
 def content_of_file(path: Path, progress: Progress) -> tuple[bool, FileRow | None]:
@@ -163,23 +169,24 @@ class _Check:
             after = rows[-1][0]
 
     def _scan_pack(self, pack: int, length: int) -> int:
-        """How many rows of the index lead to a sound blob in this pack."""
+        """How many rows of the index lead to a sound blob in this pack.
+
+        Damage is a problem only if a row leads to it; that shows when the rows are counted.
+        """
         path = self._layout.packs / pack_name(pack)
         sound = 0
         group: list[Entry] = []
         try:
             if length and path.stat().st_size < length:
-                self._report.problem(f"{path} has been cut short: {length} bytes are committed")
+                self._report.remark(f"{path} has been cut short: {length} bytes are committed")
             for found in scan(path, length):
                 if isinstance(found, Damage):
-                    self._report.problem(
-                        f"{path} is damaged at {found.offset}: {found.length} bytes belong to no entry"
-                    )
+                    self._report.remark(f"{path} is damaged at {found.offset}: {found.length} bytes belong to no entry")
                     self._progress.advance(found.length)
                     continue
                 self._progress.advance(entry_bytes(len(found.hash), found.stored))
                 if not is_what_it_says(found):
-                    self._report.problem(f"{path} holds content at {found.offset} that is not what its digest says")
+                    self._report.remark(f"{path} holds content at {found.offset} that is not what its digest says")
                 elif found.kind == KIND_BLOB:
                     group.append(found)
                     if len(group) == 1000:
@@ -187,7 +194,7 @@ class _Check:
                         group = []
         except FileNotFoundError:
             if length:
-                self._report.problem(f"{path} is missing")
+                self._report.remark(f"{path} is missing")
         return sound + self._count_named(pack, group)
 
     def _count_named(self, pack: int, entries: list[Entry]) -> int:

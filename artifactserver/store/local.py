@@ -29,6 +29,7 @@ from artifactserver.store.interface import (
     BlobTooLarge,
     ContentMismatch,
     Incomplete,
+    NoRoom,
     Record,
     RecordKey,
     StoreError,
@@ -54,6 +55,9 @@ MIN_LIFETIME = 3 * 3600
 #: Seconds after which a new use of a large file, or of what a record reaches, is noted again.
 TOUCH_SECONDS = MIN_LIFETIME // 3
 
+#: Seconds between two complaints in the log that the disk is full.
+COMPLAINT_SECONDS = 60
+
 #: Threads that wait for the disk: reads of what is not in memory, and large uploads.
 DISK_THREADS = 4
 
@@ -74,6 +78,7 @@ class LocalStore:
         self._reactor = reactor
         self._now = now
         self._room = Room(path, head_room_min)
+        self._complained = float("-inf")
         self._pool = ThreadPool(minthreads=1, maxthreads=DISK_THREADS, name="disk")
 
     def start(self) -> None:
@@ -160,6 +165,7 @@ class LocalStore:
                 with self._room.promise(sum(blob.digest.size for blob in small)):
                     await self._committer.submit(Work(blobs=small))
         except StoreError as error:
+            self._complain(error)
             failed.update((blob.digest.key, error) for blob in small)
         for blob, outcome in zip(large, await gatherResults(pending, consumeErrors=True), strict=True):
             if outcome is not None:
@@ -171,7 +177,11 @@ class LocalStore:
     async def upload(self, digest: Digest, caller: str) -> FileUpload:
         if digest.size > self.max_blob_size:
             raise BlobTooLarge(f"blob {digest} is larger than this server takes: {self.max_blob_size} bytes")
-        self._room.enter(caller, digest.size)
+        try:
+            self._room.enter(caller, digest.size)
+        except NoRoom as error:
+            self._complain(error)
+            raise
         upload = FileUpload(
             self._repository.layout.incoming,
             digest,
@@ -187,6 +197,12 @@ class LocalStore:
             upload.close()
             raise
         return upload
+
+    def _complain(self, error: StoreError) -> None:
+        """Tell the administrator that uploads are refused: BuildStream does not tell its users."""
+        if isinstance(error, NoRoom) and self._now() - self._complained >= COMPLAINT_SECONDS:
+            self._complained = self._now()
+            self._log.warn("uploads to {path} are refused: {error}", path=str(self._path), error=error)
 
     async def _add_large(self, blob: Blob) -> StoreError | None:
         try:
