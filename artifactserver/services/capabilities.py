@@ -44,6 +44,7 @@ class Capabilities:
         return reapi.ServerCapabilities(
             cache_capabilities=reapi.CacheCapabilities(
                 digest_functions=[function.name for function in DigestFunction],
+                # REAPI has no other field to say who may push, so it says that for blobs and assets as well.
                 action_cache_update_capabilities=reapi.ActionCacheUpdateCapabilities(update_enabled=may_push),
                 max_batch_total_size_bytes=PYTHON_BATCH_TOTAL_SIZE if python else MAX_BATCH_TOTAL_SIZE,
                 symlink_absolute_path_strategy=reapi.SymlinkAbsolutePathStrategy.ALLOWED,
