@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib
 import re
+import unittest
 import time
 from collections.abc import Iterator
 from dataclasses import fields
@@ -105,7 +106,8 @@ class DocumentationTests(SynchronousTestCase):
         """Every dependency has a reason."""
         page = read("dependencies.rst")
         setup = configparser.ConfigParser()
-        setup.read(ROOT / "setup.cfg")
+        if not setup.read(ROOT / "setup.cfg"):
+            raise unittest.SkipTest("this is about a checkout")
         wanted = f"{setup['options']['install_requires']}\n{setup['options.extras_require']['test']}"
         for requirement in filter(None, wanted.splitlines()):
             name = re.split(r"[<>=!~;\s]", requirement, maxsplit=1)[0]
