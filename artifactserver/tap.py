@@ -244,6 +244,11 @@ def _prepare_as(repo: Path, uid: int | None, gid: int | None, umask: int | None)
         prepare(repo)
     except RepositoryProblem as error:
         return str(error)
+    except Exception as error:  # Above all, parts of Python that this user cannot read.
+        return (
+            f"{repo} cannot be checked as the user of --uid ({type(error).__name__}: {error}): let that user read the "
+            "installation of Python and of artifactserver"
+        )
     return ""
 
 

@@ -295,6 +295,20 @@ class BuildTests(SynchronousTestCase):
         options.parent["chroot"] = "/"
         self.assertRaises(tap.Problem, tap.build, options, MemoryReactorClock(), time.time)
 
+    def test_unreadable_python(self) -> None:
+        """When the user of ``--uid`` cannot read some module, the sentence says that, and nobody sees a traceback."""
+
+        def no_module(path: Path) -> None:
+            raise ModuleNotFoundError("No module named 'deep.down'")
+
+        self.patch(tap, "switchUID", lambda uid, gid: None)
+        self.patch(tap, "prepare", no_module)
+        options = parse("--port", "0", str(self.place / "repo"))
+        options.parent = Options()
+        options.parent.update(uid=os.getuid(), gid=os.getgid())
+        error = self.assertRaises(tap.Problem, tap.build, options, MemoryReactorClock(), time.time)
+        self.assertRegex(str(error), "repo cannot be checked as .* 'deep.down'.: let that user read the installation")
+
     def test_umask(self) -> None:
         """The repository is made as a daemon makes files: for its user alone."""
         options = parse("--port", "0", str(self.place / "repo"))
