@@ -181,7 +181,7 @@ class PackWriterTests(SynchronousTestCase):
         writer.close()
         fd = PackWriter.seize(self.directory, 1)
         assert fd is not None
-        successor = PackWriter.take_over(1, fd, 9)
+        successor = PackWriter.take_over(self.directory, 1, fd, 9)
         assert successor is not None
         successor.append([b"!"])
         successor.close()
@@ -192,7 +192,7 @@ class PackWriterTests(SynchronousTestCase):
         (self.directory / pack_name(1)).write_bytes(b"short")
         fd = PackWriter.seize(self.directory, 1)
         assert fd is not None
-        self.assertIsNone(PackWriter.take_over(1, fd, 9))
+        self.assertIsNone(PackWriter.take_over(self.directory, 1, fd, 9))
         self.assertIsNone(PackWriter.seize(self.directory, 2))
 
     def test_never_over_another(self) -> None:

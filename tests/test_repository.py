@@ -53,6 +53,16 @@ class PrepareTests(SynchronousTestCase):
         prepare(self.path)
         self.assertFalse((self.path / "format.new").exists())
 
+    def test_half_made_index(self) -> None:
+        """A directory in which making the index was cut off becomes a repository, as long as it holds nothing."""
+        prepare(self.path)
+        for content in (b"", None):
+            for part in (self.path / "index").iterdir():
+                part.unlink()
+            if content is not None:
+                (self.path / "index" / "data.mdb").write_bytes(content)
+            prepare(self.path)
+
     def test_foreign(self) -> None:
         """A directory that holds something else is refused, and nothing in it changes."""
         self.path.mkdir()

@@ -11,11 +11,11 @@ Only then may anybody be told that anything was stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from artifactserver.store import disk
@@ -33,7 +33,7 @@ from artifactserver.store.packs import (
     entry_bytes,
 )
 from artifactserver.store.records import Change, record_hash
-from artifactserver.store.rows import DELETED, OPEN, SEALED, SET, PackRow, RecordRow, encode_packed, name_row
+from artifactserver.store.rows import DELETED, OPEN, SEALED, SET, RecordRow, encode_packed, name_row
 from artifactserver.store.uploads import Received
 
 #: What an edit does to the index, given the transaction; what it returns goes to whoever asked for it.
@@ -49,7 +49,6 @@ class Work:
     :ivar change: a change of a record.
     :ivar epoch: the eviction epoch in which everything that the changed record requires was seen to be present.
     :ivar edit: anything else; its result is the result of the whole.
-    :ivar done: fires with that result, or `None`, when all of it is durable.
     """
 
     blobs: Sequence[Blob] = ()
@@ -57,12 +56,12 @@ class Work:
     change: Change | None = None
     epoch: int = 0
     edit: Edit | None = None
-    done: Deferred[Any] = field(default_factory=Deferred)
 
     @property
     def size(self) -> int:
-        """Bytes that go into the pack."""
-        return sum(blob.digest.size for blob in self.blobs)
+        """Bytes that go into the pack, about."""
+        size = sum(blob.digest.size for blob in self.blobs)
+        return size if self.change is None else size + self.change.size
 
     @property
     def appends(self) -> bool:
@@ -70,18 +69,31 @@ class Work:
         return bool(self.blobs) or self.change is not None
 
 
+class PackTaken(Exception):
+    """The pack was retired or dropped while it was appended to: the batch has to go to another one."""
+
+
 class Batch:
     """Several pieces of work on their way through the steps.
 
     :param now: seconds since the epoch.
+    :param directories: below ``blobs/``, those whose names are known to be durable; added to.
     """
 
-    def __init__(self, works: Sequence[Work], layout: Layout, index: Index, now: float) -> None:
+    def __init__(
+        self,
+        works: Sequence[Work],
+        layout: Layout,
+        index: Index,
+        now: Callable[[], float],
+        directories: set[Path],
+    ) -> None:
         self._works = works
         self._layout = layout
         self._index = index
         self._now = now
-        self._linked: list[Path] = []
+        self._directories = directories
+        self._linked: list[FileName] = []
         #: What each piece of work came to; a `Failure` for one that failed by itself.
         self.outcomes: list[Any] = [None] * len(works)
         #: Whether a transaction that failed may have become durable all the same.
@@ -95,7 +107,7 @@ class Batch:
         """Go through all the steps.
 
         :param writer: the pack to append to, if there is anything to append.
-        :raises OSError: and `StoreError`: if any step fails; `undo` has to follow.
+        :raises OSError: and `StoreError`, and `PackTaken`: if any step fails; `undo` has to follow.
         """
         packed: dict[bytes, bytes] = {}
         if writer is not None:
@@ -113,19 +125,24 @@ class Batch:
             replaced = self._name_files(changes)
             for position, work in enumerate(self._works):
                 if work.edit is not None:
-                    self.outcomes[position] = work.edit(changes)
+                    try:
+                        self.outcomes[position] = work.edit(changes)
+                    except OSError:
+                        self.outcomes[position] = Failure()
             if writer is not None and entries:
                 self._advance(writer, entries, changes)
             self.perhaps_committed = True
         if writer is not None:
-            writer.committed = writer.end
+            writer.advance()
         for path in replaced:
-            disk.unlink(path)
+            with suppress(OSError):  # It is an orphan then, which fsck names; what was committed stays committed.
+                disk.unlink(path)
 
     def undo(self) -> None:
-        """Take back the names that a failed `commit` gave to files."""
-        for path in self._linked:
-            disk.unlink(path)
+        """Take back the names that a failed `commit` gave to files, but for those that the index knows after all."""
+        for name in self._linked:
+            if not (self.perhaps_committed and self._index.names_file(name)):
+                disk.unlink(name.below(self._layout.blobs))
 
     def _append_blobs(self, writer: PackWriter) -> dict[bytes, bytes]:
         """Write all blobs to the pack; their rows, by key."""
@@ -153,35 +170,43 @@ class Batch:
                 continue
             path = work.file.name.below(self._layout.blobs)
             try:
-                if not path.parent.is_dir():
+                if path.parent not in self._directories:
+                    # Whoever made it may not have come to syncing it.
                     path.parent.mkdir(exist_ok=True)
                     disk.sync_directory(self._layout.blobs)
+                    self._directories.add(path.parent)
                 disk.link(work.file.path, path)
             except OSError as error:
                 self.outcomes[position] = Failure(disk.failure(error, f"the upload {work.file.name}"))
                 continue
-            self._linked.append(path)
+            self._linked.append(work.file.name)
             directories.add(path.parent)
         for directory in sorted(directories):
             disk.sync_directory(directory)
 
     def _append_changes(self, writer: PackWriter, changes: Changes) -> int:
-        """Number and write all changes of records; how many there were."""
+        """Number and write all changes of records; how many there were.
+
+        A number is at least the time in nanoseconds, so that changes which a process wrote but never committed, and
+        which a rebuilt index may find, stand behind those that others made after its death.
+        """
         count = 0
         for work in self._works:
             change = work.change
             if change is None:
                 continue
             record = record_hash(change.key)
-            sequence = changes.count(b"sequence")
-            content = change.encode(sequence, self._now)
+            now = self._now()
+            sequence = max(changes.counter(b"sequence") + 1, int(now * 1e9))
+            changes.set_counter(b"sequence", sequence)
+            content = change.encode(sequence, now)
             offset = writer.append([encode_head(KIND_RECORD, 0, record, content), content])
             place = Place(writer.pack, offset, len(content))
             key = change.key
             changes.put_record(
                 record,
                 name_row(key.kind, key.instance, key.name, record),
-                RecordRow(SET, sequence, place, work.epoch, int(self._now))
+                RecordRow(SET, sequence, place, work.epoch, int(now))
                 if change.record is not None
                 else RecordRow(DELETED, sequence, place),
             )
@@ -202,8 +227,10 @@ class Batch:
 
     def _advance(self, writer: PackWriter, entries: int, changes: Changes) -> None:
         """Note how far the pack reaches now."""
-        now = int(self._now)
-        row = changes.pack(writer.pack) or PackRow(OPEN, 0, 0, now, now)
+        now = int(self._now())
+        row = changes.pack(writer.pack)
+        if row is None or row.state != OPEN:
+            raise PackTaken
         state = OPEN if writer.end < PACK_BYTES else SEALED
         changes.put_pack(
             writer.pack,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -16,9 +18,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from artifactserver.store import disk
-from artifactserver.store.batch import Batch, Work
+from artifactserver.store.batch import Batch, PackTaken, Work
 from artifactserver.store.index import Index
-from artifactserver.store.interface import StoreBroken, StoreError
+from artifactserver.store.interface import StoreBroken, StoreError, TooBusy
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import PackWriter, pack_name
 from artifactserver.store.rows import OPEN, SEALED
@@ -26,12 +28,26 @@ from artifactserver.store.rows import OPEN, SEALED
 #: Bytes of blobs after which a batch takes no more work: what is handed in then waits for the next one.
 BATCH_BYTES = 32 * 1024 * 1024
 
+#: Bytes of blobs that may wait for their batch; more is refused until the disk has caught up.
+WAITING_BYTES = 256 * 1024 * 1024
+
 #: A pack that got its row this many seconds ago and still has no file never will: its process died in between.
 ORPHAN_SECONDS = 3600
 
 
+_OUR_FAULT = "the server failed to store this; its log has the details"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """Work that was handed in, and what fires when it is durable."""
+
+    work: Work
+    done: Deferred[Any]
+
+
 class Committer:
-    """The only writer of this process.
+    """The only writer of a process that serves.
 
     :param deliver: calls a function with arguments in the thread where answers are wanted (``callFromThread``).
     :param now: seconds since the epoch.
@@ -44,13 +60,15 @@ class Committer:
         self._index = index
         self._deliver = deliver
         self._now = now
-        self._waiting: list[Work] = []
+        self._waiting: list[_Waiting] = []
+        self._waiting_bytes = 0
         self._wake = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="committer")
         self._writer: PackWriter | None = None
         #: Packs that failed in our hands, in case that even sealing them failed.
         self._distrusted: set[int] = set()
+        self._directories: set[Path] = set()
 
     def start(self) -> None:
         self._thread.start()
@@ -65,44 +83,71 @@ class Committer:
     def submit(self, work: Work) -> Deferred[Any]:
         """Commit ``work`` with the next batch.
 
-        :return: fires when it is durable, with the result of its edit; fails with a `StoreError`.
+        :return: fires when it is durable, with the result of its edit; fails with a `StoreError`.  When it is
+            cancelled before its batch has begun, the work is not done.
         """
+        waiting = _Waiting(work, Deferred(lambda _: self._withdraw(waiting)))
         with self._wake:
             if self._stopping:
-                work.done.errback(StoreBroken("the server is shutting down"))
+                refusal: StoreError | None = StoreBroken("the server is shutting down")
+            elif self._waiting_bytes + work.size > WAITING_BYTES:
+                refusal = TooBusy("the server's disk cannot keep up with all that is uploaded: try again in a moment")
             else:
-                self._waiting.append(work)
+                refusal = None
+                self._waiting.append(waiting)
+                self._waiting_bytes += work.size
                 self._wake.notify()
-        return work.done
+        if refusal is not None:
+            waiting.done.errback(refusal)
+        return waiting.done
+
+    def _withdraw(self, waiting: _Waiting) -> None:
+        with self._wake:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+                self._waiting_bytes -= waiting.work.size
 
     def _run(self) -> None:
-        while works := self._next():
-            self._deliver(_answer, works, self._commit(works))
+        while batch := self._next():
+            works = [waiting.work for waiting in batch]
+            try:
+                outcomes = self._commit(works)
+            except Exception:
+                # Nobody may be left without an answer, and those who come next need this thread.
+                self._log.failure("the committer failed")
+                outcomes = [Failure(StoreBroken(_OUR_FAULT))] * len(works)
+            self._deliver(_answer, batch, outcomes)
         if self._writer is not None:
             self._writer.close()
 
-    def _next(self) -> list[Work]:
+    def _next(self) -> list[_Waiting]:
         """Wait for work; nothing when it is time to end."""
         with self._wake:
             while not self._waiting and not self._stopping:
                 self._wake.wait()
+            batch: list[_Waiting] = []
             size = 0
-            for count, work in enumerate(self._waiting):
-                if size >= BATCH_BYTES:
-                    works = self._waiting[:count]
-                    del self._waiting[:count]
-                    return works
-                size += work.size
-            works, self._waiting = self._waiting, []
-            return works
+            while len(batch) < len(self._waiting) and size < BATCH_BYTES:
+                waiting = self._waiting[len(batch)]
+                size += waiting.work.size
+                batch.append(waiting)
+            del self._waiting[: len(batch)]
+            self._waiting_bytes -= size
+            return batch
 
     def _commit(self, works: Sequence[Work]) -> list[Any]:
         """What each piece of work came to; a `Failure` for one that failed."""
-        batch = Batch(works, self._layout, self._index, self._now())
+        batch = Batch(works, self._layout, self._index, self._now, self._directories)
         try:
             if batch.appends and self._writer is None:
                 self._writer = self._open_writer()
             batch.commit(self._writer if batch.appends else None)
+        except PackTaken:
+            batch.undo()
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            return self._commit(works)
         except Exception as error:
             failure = Failure(self._failed(error, batch))
             return [failure for _ in works]
@@ -124,7 +169,7 @@ class Committer:
             return error
         if isinstance(error, OSError):
             return disk.failure(error, "the upload")
-        return StoreBroken("the server failed to store this; its log has the details")
+        return StoreBroken(_OUR_FAULT)
 
     def _give_up_pack(self, keep_end: bool) -> None:
         writer, self._writer = self._writer, None
@@ -132,12 +177,16 @@ class Committer:
             return
         self._distrusted.add(writer.pack)
         try:
-            if not keep_end:
-                writer.cut_back()
             with self._index.change() as changes:
-                changes.set_pack_state(writer.pack, SEALED)
+                row = changes.pack(writer.pack)
+                if row is not None and row.state == OPEN:
+                    changes.set_pack_state(writer.pack, SEALED)
         finally:
-            writer.close()
+            try:
+                if not keep_end:
+                    writer.cut_back()
+            finally:
+                writer.close()
 
     def _open_writer(self) -> PackWriter:
         """Take over a pack that nobody appends to any more, or begin a new one."""
@@ -148,7 +197,7 @@ class Committer:
                     continue
                 fd = PackWriter.seize(self._layout.packs, pack)
                 if fd is not None:
-                    writer = PackWriter.take_over(pack, fd, row.committed)
+                    writer = PackWriter.take_over(self._layout.packs, pack, fd, row.committed)
                     if writer is not None:
                         return writer
                     self._log.error("pack {pack} has been cut short; what is left stays readable", pack=pack)
@@ -156,9 +205,16 @@ class Committer:
                 elif now - row.made > ORPHAN_SECONDS and not (self._layout.packs / pack_name(pack)).exists():
                     changes.drop_pack(pack)
             pack = changes.new_pack(now)
-        return PackWriter.create(self._layout.packs, pack)
+        try:
+            return PackWriter.create(self._layout.packs, pack)
+        except BlockingIOError:  # somebody took it over before it was locked
+            return self._open_writer()
+        except OSError:
+            with self._index.change() as changes:
+                changes.drop_pack(pack)
+            raise
 
 
-def _answer(works: Sequence[Work], outcomes: Sequence[Any]) -> None:
-    for work, outcome in zip(works, outcomes, strict=True):
-        work.done.callback(outcome)  # a Failure makes it fail
+def _answer(batch: Sequence[_Waiting], outcomes: Sequence[Any]) -> None:
+    for waiting, outcome in zip(batch, outcomes, strict=True):
+        waiting.done.callback(outcome)  # a Failure makes it fail

@@ -16,10 +16,9 @@ from artifactserver.store.batch import Work
 from artifactserver.store.digest import Digest
 from artifactserver.store.files import FileName
 from artifactserver.store.index import Changes
-from artifactserver.store.interface import RecordKey
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import Place, entry_bytes, pack_name
-from artifactserver.store.rows import FileRow, RecordRow, name_row
+from artifactserver.store.rows import FileRow, RecordRow
 
 #: Files that the quarantine holds at most; further damage is only removed.  A failing disk must not fill itself.
 QUARANTINE_FILES = 1000
@@ -77,18 +76,17 @@ class Quarantine:
                 reason=reason,
             )
 
-    async def record(self, key: RecordKey, record: bytes, row: RecordRow, reason: str) -> None:
-        """The entry of a record is damaged."""
+    async def record(self, record: bytes, row: RecordRow, reason: str) -> None:
+        """The entry of the record with this hash is damaged."""
 
         def edit(changes: Changes) -> bool:
             self._copy(f"record-{record.hex()}.{row.place.pack:016x}.{row.place.offset}", len(record), row.place)
-            return changes.remove_record(record, name_row(key.kind, key.instance, key.name, record), row)
+            return changes.remove_record(record, row)
 
         if await self._submit(Work(edit=edit)):
             self._log.error(
-                "record {name} of instance {instance!r} is damaged in pack {pack} at {offset}: {reason}; it is gone",
-                name=key.name,
-                instance=key.instance,
+                "record {record} is damaged in pack {pack} at {offset}: {reason}; it is gone",
+                record=record.hex(),
                 pack=row.place.pack,
                 offset=row.place.offset,
                 reason=reason,

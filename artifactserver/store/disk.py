@@ -10,9 +10,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from artifactserver.store.interface import NoRoom, StoreBroken, StoreError
+from artifactserver.store.interface import NoRoom, StoreBroken, StoreError, TooBusy
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+#: A disk, or a user's share of it, is full.
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+#: What a failed open or read says about the content: it is not there, or the disk cannot give it back.  Anything else
+#: (no descriptors, no memory, no permission) says something about this process, and the content may be sound.
+_CONTENT_LOST = {errno.ENOENT, errno.EIO, errno.EUCLEAN, errno.EBADMSG}
+
+#: What passes when the server has less to do.
+_SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 #: Buffers that one ``writev`` takes on every system we run on (POSIX promises 16, Linux and the BSDs take 1024).
 _IOV_MAX = 512
@@ -76,9 +84,16 @@ def unlink(path: Path) -> None:
 
 def failure(error: OSError, doing: str) -> StoreError:
     """The store's error for one of the operating system's, in words for the peer that waits for an answer."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return NoRoom(f"the server's disk is full: {doing} was given up")
-    return StoreBroken(f"the server's disk failed: {doing} was given up")
+    if error.errno in _SHORT_OF:
+        return TooBusy(f"the server has too much in hand ({error.strerror}): {doing} was given up")
+    return StoreBroken(f"the server's disk failed ({error.strerror}): {doing} was given up")
+
+
+def is_lost(error: OSError) -> bool:
+    """Whether a failed open or read says that the content is gone or damaged, rather than out of reach for us."""
+    return error.errno in _CONTENT_LOST
 
 
 class Descriptor:

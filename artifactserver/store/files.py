@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from zlib_ng.zlib_ng import crc32
 
+from artifactserver.store import disk
 from artifactserver.store.digest import HASH_BYTES, Digest, DigestFunction
 from artifactserver.store.disk import Descriptor
 from artifactserver.store.rows import FileRow
@@ -147,6 +148,8 @@ class FileReader:
                 else:
                     content = await self._in_thread(lambda: self._block(file, block, wanted))
             except (DamagedFile, OSError) as error:
+                if isinstance(error, OSError) and not disk.is_lost(error):
+                    raise disk.failure(error, "reading a blob") from error
                 await self._damaged(str(error))
                 raise
             if start == 0 and length >= wanted:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, maybeDeferred
 
+from artifactserver.store import disk
 from artifactserver.store.batch import Work
 from artifactserver.store.damage import Quarantine
 from artifactserver.store.digest import HASHERS, Digest
 from artifactserver.store.files import Checksums, FileName, blocks_of
 from artifactserver.store.index import Index
+from artifactserver.store.interface import StoreError
+from artifactserver.store.layout import RepositoryProblem
 from artifactserver.store.packs import (
     KIND_BLOB,
     KIND_RECORD,
@@ -121,6 +124,10 @@ def check(path: Path, progress: Progress, repair: bool = False) -> Report:
     repository = Repository(path)
     try:
         return _Check(repository, progress, repair).run()
+    except (OSError, StoreError) as error:
+        raise RepositoryProblem(
+            f"{path} cannot be checked ({error}): run this as the user that the server runs as"
+        ) from error
     finally:
         repository.close()
 
@@ -222,16 +229,16 @@ class _Check:
             if reason is not None:
                 self._report.problem(f"blob {digest} is damaged: {reason}")
                 if self._repair:
-                    Deferred.fromCoroutine(self._quarantine.packed(digest, value, place, reason))
+                    self._wait(self._quarantine.packed(digest, value, place, reason))
 
     def _trouble(self, digest: Digest, place: Place) -> str | None:
         try:
             fd = os.open(self._layout.packs / pack_name(place.pack), os.O_RDONLY)
-        except OSError as error:
+        except FileNotFoundError as error:
             return str(error)
         try:
             content = read_entry(fd, place, KIND_BLOB, digest.key[0], digest.hash, wait=True)
-        except (DamagedEntry, OSError) as error:
+        except DamagedEntry as error:
             return str(error)
         finally:
             os.close(fd)
@@ -250,37 +257,52 @@ class _Check:
                 if not sound or there is None or (there.size, there.checksums) != (row.size, row.checksums):
                     reason = f"{path} does not hold what its name says"
             except OSError as error:
+                if not disk.is_lost(error):
+                    raise
                 reason = str(error)
         if reason is None:
             self._report.content_bytes += digest.size
         elif self._index.look_up([key])[0] == [value]:  # else it was replaced or removed while we looked
             self._report.problem(f"blob {digest} is damaged: {reason}")
             if self._repair:
-                Deferred.fromCoroutine(self._quarantine.filed(digest, value, reason))
+                self._wait(self._quarantine.filed(digest, value, reason))
 
     def _check_records(self) -> None:
-        names = sum(1 for _ in self._rows("names"))
         for record, value in self._rows("records"):
             row = RecordRow.decode(value)
             if row is None:
                 self._report.problem(f"the index row of record {record.hex()} is damaged")
                 continue
-            if row.state != SET:
-                continue
-            names -= 1
-            try:
-                fd = os.open(self._layout.packs / pack_name(row.place.pack), os.O_RDONLY)
-                try:
-                    content = read_entry(fd, row.place, KIND_RECORD, 0, record, wait=True)
-                finally:
-                    os.close(fd)
-                if WrittenChange.decode(content) is None:
-                    raise DamagedEntry("it is no change of a record")
-                self._report.records += 1
-            except (DamagedEntry, OSError) as error:
-                self._report.problem(f"record {record.hex()} is damaged: {error}")
-        if names:
-            self._report.problem(f"the index lists {abs(names)} names too {'many' if names > 0 else 'few'}")
+            # The tombstones of deleted records as well: a rebuilt index would bring back what they have deleted.
+            reason = self._record_trouble(record, row)
+            if reason is None:
+                self._report.records += row.state == SET
+            elif self._index.look_up_record(record)[0] == row:
+                self._report.problem(f"record {record.hex()} is damaged: {reason}")
+                if self._repair:
+                    self._wait(self._quarantine.record(record, row, reason))
+        names, records = self._index.count_names()
+        if names != records:
+            self._report.problem(f"the index lists {names} names of {records} records")
+
+    def _record_trouble(self, record: bytes, row: RecordRow) -> str | None:
+        try:
+            fd = os.open(self._layout.packs / pack_name(row.place.pack), os.O_RDONLY)
+        except FileNotFoundError as error:
+            return str(error)
+        try:
+            content = read_entry(fd, row.place, KIND_RECORD, 0, record, wait=True)
+        except DamagedEntry as error:
+            return str(error)
+        finally:
+            os.close(fd)
+        return None if WrittenChange.decode(content) is not None else "it is no change of a record"
+
+    def _wait(self, repair: Coroutine[Any, Any, None]) -> None:
+        """Drive a repair, which never waits here, to its end."""
+        Deferred.fromCoroutine(repair).addErrback(
+            lambda failure: self._report.problem(f"that could not be repaired: {failure.getErrorMessage()}")
+        )
 
     def _check_orphans(self) -> None:
         for path in large_files(self._layout.blobs):

@@ -6,6 +6,7 @@ committer's thread alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+from twisted.logger import Logger
 
-from artifactserver.store.interface import NoRoom, StoreBroken
+from artifactserver.store import disk
+from artifactserver.store.files import FileName
+from artifactserver.store.interface import NoRoom, StoreBroken, StoreError, TooBusy
 from artifactserver.store.layout import RepositoryProblem
 from artifactserver.store.rows import (
     INDEX_VERSION,
@@ -29,24 +33,14 @@ from artifactserver.store.rows import (
     RecordRow,
 )
 
+_log = Logger()
+
 #: Address space for the index, the same in every process; some 700 million blobs.  It costs no disk and no memory.
 MAP_BYTES = 64 * 1024**3
+#: With less free space than this, in bytes, a failed write of the index is put down to that.
+FULL_BYTES = 1024 * 1024
 #: Read transactions that all processes together can have open.
 READERS = 1024
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """LMDB's errors as the store's."""
-    try:
-        yield
-    except (lmdb.MapFullError, lmdb.DbsFullError) as error:
-        raise NoRoom("the server's index is full") from error
-    except lmdb.Error as error:
-        raise StoreBroken(
-            f"the server's index cannot be used ({error}); its administrator can make it again "
-            "with 'artifactserver fsck --rebuild-index'"
-        ) from error
 
 
 class Changes:
@@ -162,12 +156,16 @@ class Changes:
         if row is not None and row.sequence == sequence:
             self._txn.put(record, replace(row, epoch=epoch, walked=walked).encode(), db=self._index.records)
 
-    def remove_record(self, record: bytes, name: bytes, row: RecordRow) -> bool:
+    def remove_record(self, record: bytes, row: RecordRow) -> bool:
         """Forget a record whose change was lost, if its row is still ``row``."""
         if self._txn.get(record, db=self._index.records) != row.encode():
             return False
         self._txn.delete(record, db=self._index.records)
-        self._txn.delete(name, db=self._index.names)
+        with self._txn.cursor(db=self._index.names) as cursor:
+            for name in cursor.iternext(keys=True, values=False):
+                if name.endswith(record):
+                    cursor.delete()
+                    break
         return True
 
 
@@ -205,7 +203,7 @@ class Index:
                 str(self._path), map_size=MAP_BYTES, max_dbs=8, max_readers=READERS, readahead=False, create=create
             )
         except lmdb.Error as error:
-            raise RepositoryProblem(f"the index {data} cannot be opened ({error}): {repair}") from error
+            raise self._cannot_open(error, repair) from error
         try:
             # Touching a mapped page that the file does not have would end the process with SIGBUS.
             end = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
@@ -226,10 +224,12 @@ class Index:
                     damaged = [key for key, value in cursor if PackRow.decode(value) is None]
         except lmdb.Error as error:
             self._env.close()
-            raise RepositoryProblem(f"the index {data} is damaged ({error}): {repair}") from error
+            raise self._cannot_open(error, repair) from error
         except BaseException:
             self._env.close()
             raise
+        if create:
+            disk.sync_directory(self._path)
         if store != self._identity.encode("ascii"):
             problem = f"the index {data} belongs to another store: {repair}"
         elif version is None or damaged:
@@ -241,12 +241,24 @@ class Index:
         self._env.close()
         raise RepositoryProblem(problem)
 
+    def _cannot_open(self, error: lmdb.Error, repair: str) -> RepositoryProblem:
+        data = self._path / "data.mdb"
+        for path in (data, self._path / "lock.mdb"):
+            if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+                return RepositoryProblem(
+                    f"{path} belongs to another user: run the server as that user, or give the whole repository to "
+                    "this one with 'chown -R'"
+                )
+        if isinstance(error, lmdb.DiskError) or self._disk_is_full():
+            return RepositoryProblem(f"there is no space left for the index {data}: make room")
+        return RepositoryProblem(f"the index {data} is damaged ({error}): {repair}")
+
     def close(self) -> None:
         self._env.close()
 
     def clear_dead_readers(self) -> int:
         """Free the reader slots of processes that died; how many there were."""
-        with _translated():
+        with self._translated():
             return self._env.reader_check()
 
     def look_up(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], PackTable]:
@@ -260,12 +272,17 @@ class Index:
                 get = txn.get
                 return [get(key) for key in keys], table
         except lmdb.Error as error:
-            with _translated():
-                raise error
+            raise self._failure(error) from error
+
+    def names_file(self, name: FileName) -> bool:
+        """Whether the blob is in the file of this name, according to its row."""
+        value = self.look_up([name.key])[0][0]
+        row = FileRow.decode(value) if value is not None else None
+        return row is not None and row.serial == name.serial
 
     def look_up_record(self, record: bytes) -> tuple[RecordRow | None, PackTable, int]:
         """The row of a record, the packs, and the eviction epoch, as of one moment."""
-        with _translated(), self._env.begin(db=self.records) as txn:
+        with self._translated(), self._env.begin(db=self.records) as txn:
             generation = txn.get(b"generation", db=self.meta)
             if generation != self._table.generation:
                 self._table = self._read_table(txn, generation)
@@ -290,13 +307,13 @@ class Index:
 
     def next_pack(self) -> int:
         """No pack has this id, or a higher one."""
-        with _translated(), self._env.begin(db=self.meta) as txn:
+        with self._translated(), self._env.begin(db=self.meta) as txn:
             value = txn.get(b"next_pack")
             return U64.unpack(value)[0] if value is not None else 0
 
     def counters(self) -> dict[str, int]:
         """The counters in ``meta``, and how many rows ``blobs`` and ``records`` have."""
-        with _translated(), self._env.begin(db=self.meta) as txn:
+        with self._translated(), self._env.begin(db=self.meta) as txn:
             found = {
                 name: U64.unpack(txn.get(name.encode("ascii")) or bytes(8))[0]
                 for name in ("generation", "epoch", "sequence", "next_pack", "pack_bytes", "file_bytes")
@@ -305,9 +322,15 @@ class Index:
             found["records"] = txn.stat(self.records)["entries"]
             return found
 
+    def count_names(self) -> tuple[int, int]:
+        """How many rows ``names`` has, and how many records are set, as of one moment."""
+        with self._translated(), self._env.begin() as txn, txn.cursor(db=self.records) as cursor:
+            records = sum(value[0] == SET for value in cursor.iternext(keys=False, values=True))
+            return txn.stat(self.names)["entries"], records
+
     def rows(self, table: str, after: bytes = b"", limit: int = 10_000) -> list[tuple[bytes, bytes]]:
         """The next rows of a table behind ``after``, in order of their keys."""
-        with _translated(), self._env.begin() as txn, txn.cursor(db=getattr(self, table)) as cursor:
+        with self._translated(), self._env.begin() as txn, txn.cursor(db=getattr(self, table)) as cursor:
             found: list[tuple[bytes, bytes]] = []
             if cursor.set_range(after) if after else cursor.first():
                 for key, value in cursor:
@@ -323,7 +346,7 @@ class Index:
 
         It waits for other processes' transactions, so it has no place in the reactor's thread.
         """
-        with _translated():
+        with self._translated():
             txn = self._env.begin(write=True)
             try:
                 yield Changes(self, txn)
@@ -334,3 +357,34 @@ class Index:
 
     def _commit(self, txn: Any) -> None:
         txn.commit()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """LMDB's errors as the store's."""
+        try:
+            yield
+        except lmdb.Error as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: lmdb.Error) -> StoreError:
+        """The store's error for one of LMDB's, in words for the peer; the log has LMDB's own."""
+        if isinstance(error, lmdb.MapFullError | lmdb.DbsFullError | lmdb.TxnFullError):
+            return NoRoom("the server's index is full")
+        if isinstance(error, lmdb.ReadersFullError):
+            return TooBusy("too many processes read the server's index: try again in a moment")
+        if isinstance(error, lmdb.DiskError) or self._disk_is_full():
+            return NoRoom("the server's disk is full: its index cannot grow")
+        if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError | lmdb.PanicError):
+            _log.critical(
+                "the index {path} is damaged ({error}): stop the server and run 'artifactserver fsck --rebuild-index "
+                "{repo}'",
+                path=str(self._path),
+                repo=str(self._path.parent),
+                error=error,
+            )
+        return StoreBroken(f"the server's index cannot be used ({error})")
+
+    def _disk_is_full(self) -> bool:
+        # LMDB takes a write that ends early for an input or output error.
+        status = os.statvfs(self._path)
+        return status.f_bavail * status.f_frsize < FULL_BYTES

@@ -15,6 +15,7 @@ that has the repository open holds a shared lock on it; what needs the repositor
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -28,6 +29,9 @@ from artifactserver.store import disk
 FORMAT_VERSION = 1
 
 _FORMAT = re.compile(r"artifactserver repository, format (\d{1,9}), store ([0-9a-f]{32})\n")
+#: What the names of files begin with that only show whether a directory can be written.
+PROBE = ".probe-"
+
 _DIRECTORIES = ("index", "packs", "blobs", "incoming", "quarantine")
 
 
@@ -77,7 +81,8 @@ class Layout:
             raise _cannot(self.root, error) from error
         if "format" in found:
             return
-        foreign = found - {*_DIRECTORIES, "format.new"}
+        begun = {name for name in found if name.startswith("format.new")}
+        foreign = found - {*_DIRECTORIES} - begun
         if {"cas", "refs"} <= foreign or {"cas", "artifacts"} <= foreign:
             raise RepositoryProblem(
                 f"{self.root} is a repository of BuildStream's own artifact server, which this version does not take "
@@ -95,8 +100,8 @@ class Layout:
         try:
             for name in _DIRECTORIES:
                 (self.root / name).mkdir(exist_ok=True)
-            new = self.root / "format.new"
-            fd = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+            new = self.root / f"format.new-{uuid.uuid4().hex}"
+            fd = os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             try:
                 line = f"artifactserver repository, format {FORMAT_VERSION}, store {uuid.uuid4().hex}\n"
                 disk.write(fd, line.encode("ascii"), 0)
@@ -105,10 +110,12 @@ class Layout:
                 os.close(fd)
             try:
                 disk.link(new, self.format)  # the first of several processes wins; a rename would let the last one
-            except FileExistsError:
-                pass
-            disk.unlink(new)
+            except (FileExistsError, FileNotFoundError):
+                pass  # another process was first, and has cleared this one away
+            for name in begun | {new.name}:
+                disk.unlink(self.root / name)
             disk.sync_directory(self.root)
+            disk.sync_directory(self.root.parent)
         except OSError as error:
             raise _cannot(self.root, error) from error
 
@@ -153,12 +160,13 @@ class Layout:
                 )
             if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
                 raise _cannot(path, PermissionError("Permission denied"))
-        probe = self.incoming / f".probe-{uuid.uuid4().hex}"
+        probe = self.incoming / f"{PROBE}{uuid.uuid4().hex}"
         try:  # the permissions may be right and the file system still read-only
             os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            os.unlink(probe)
+            disk.unlink(probe)
         except OSError as error:
-            raise _cannot(self.root, error) from error
+            if error.errno not in disk.FULL:  # what is there can still be served
+                raise _cannot(self.root, error) from error
 
     def lock(self, exclusive: bool = False) -> int:
         """Hold the repository until the descriptor that is returned is closed.
@@ -183,6 +191,10 @@ class Layout:
 
 def _cannot(path: Path, error: OSError) -> RepositoryProblem:
     reason = error.strerror or str(error)
+    if error.errno in disk.FULL:
+        return RepositoryProblem(f"there is no space left for a repository at {path}: make room, or name another place")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return RepositoryProblem(f"{path} is no directory, or leads to none: name a directory")
     return RepositoryProblem(
         f"{path} cannot be used as a repository ({reason}): name a directory that this user can write, "
         "or change its permissions"

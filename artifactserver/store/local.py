@@ -7,16 +7,17 @@ is long ago.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
+from artifactserver.store import disk
 from artifactserver.store.batch import Work
 from artifactserver.store.committer import Committer
 from artifactserver.store.damage import Quarantine
@@ -61,6 +62,12 @@ COMPLAINT_SECONDS = 60
 #: Threads that wait for the disk: reads of what is not in memory, and large uploads.
 DISK_THREADS = 4
 
+#: Large blobs out of batches that are on their way to the disk at once; the others wait, in memory as they are.
+BATCHED_UPLOADS = 32
+
+#: Notes of use that may be on their way to the index at once; more are left out, and made at the next use.
+PASSING = 1_000
+
 
 class LocalStore:
     """The `artifactserver.store.interface.Store` in the repository at ``path``.
@@ -79,6 +86,8 @@ class LocalStore:
         self._now = now
         self._room = Room(path, head_room_min)
         self._complained = float("-inf")
+        self._passing: set[Hashable] = set()
+        self._turns = DeferredSemaphore(BATCHED_UPLOADS)
         self._pool = ThreadPool(minthreads=1, maxthreads=DISK_THREADS, name="disk")
 
     def start(self) -> None:
@@ -88,6 +97,7 @@ class LocalStore:
         """
         self._repository = Repository(self._path)
         self._index = self._repository.index
+        self._repository.forget_lost_packs()
         self._repository.sweep()
         layout = self._repository.layout
         self._committer = Committer(layout, self._index, self._reactor.callFromThread, self._now)
@@ -104,7 +114,11 @@ class LocalStore:
         self._repository.close()
 
     def tidy(self) -> None:
-        """What has to be done from time to time: free the index's reader slots of processes that died."""
+        """What has to be done from time to time.
+
+        The index's reader slots of processes that died are freed, and descriptors of packs that are gone are closed.
+        """
+        self._reading.look_up(Digests.of([]))
         cleared = self._index.clear_dead_readers()
         if cleared:
             self._log.info("cleared {count} index readers of processes that died", count=cleared)
@@ -159,7 +173,7 @@ class LocalStore:
         failed: dict[bytes, StoreError] = {}
         small = [blob for blob in missing if blob.digest.size <= SMALL_BYTES]
         large = [blob for blob in missing if blob.digest.size > SMALL_BYTES]
-        pending: list[Deferred[StoreError | None]] = [Deferred.fromCoroutine(self._add_large(blob)) for blob in large]
+        pending: list[Deferred[StoreError | None]] = [self._turns.run(self._begin_large, blob) for blob in large]
         try:
             if small:
                 with self._room.promise(sum(blob.digest.size for blob in small)):
@@ -182,14 +196,7 @@ class LocalStore:
         except NoRoom as error:
             self._complain(error)
             raise
-        upload = FileUpload(
-            self._repository.layout.incoming,
-            digest,
-            self._in_thread,
-            lambda received: self._committer.submit(Work(file=received)),
-            self._now,
-            lambda: self._room.leave(caller, digest.size),
-        )
+        upload = self._new_upload(digest, lambda: self._room.leave(caller, digest.size))
         try:
             with self._room.promise(digest.size):
                 await upload.begin()
@@ -198,21 +205,37 @@ class LocalStore:
             raise
         return upload
 
+    def _new_upload(self, digest: Digest, closed: Callable[[], None]) -> FileUpload:
+        return FileUpload(
+            self._repository.layout.incoming,
+            digest,
+            self._in_thread,
+            lambda received: self._committer.submit(Work(file=received)),
+            self._now,
+            closed,
+        )
+
     def _complain(self, error: StoreError) -> None:
         """Tell the administrator that uploads are refused: BuildStream does not tell its users."""
         if isinstance(error, NoRoom) and self._now() - self._complained >= COMPLAINT_SECONDS:
             self._complained = self._now()
             self._log.warn("uploads to {path} are refused: {error}", path=str(self._path), error=error)
 
+    def _begin_large(self, blob: Blob) -> Deferred[StoreError | None]:
+        return Deferred.fromCoroutine(self._add_large(blob))
+
     async def _add_large(self, blob: Blob) -> StoreError | None:
         try:
-            upload = await self.upload(blob.digest, "")
-            try:
-                await upload.write(blob.content)
-                await upload.commit()
-            finally:
-                upload.close()
+            with self._room.promise(blob.digest.size):
+                upload = self._new_upload(blob.digest, lambda: None)
+                try:
+                    await upload.begin()
+                    await upload.write(blob.content)
+                    await upload.commit()
+                finally:
+                    upload.close()
         except StoreError as error:
+            self._complain(error)
             return error
         return None
 
@@ -230,7 +253,7 @@ class LocalStore:
             for key, value in values.items():
                 changes.touch_file(key, value, used)
 
-        self._in_passing(Work(edit=edit))
+        self._in_passing(frozenset(values), Work(edit=edit))
 
     # Records
 
@@ -247,13 +270,19 @@ class LocalStore:
                 self._log.debug("record {name} is not handed out: {error}", name=key.name, error=error)
                 return None
             sequence = row.sequence
-            self._in_passing(Work(edit=lambda changes: changes.note_walk(hash, sequence, epoch, now)))
+            self._in_passing(hash, Work(edit=lambda changes: changes.note_walk(hash, sequence, epoch, now)))
         return record
 
     async def set_record(self, record: Record) -> None:
         _, _, epoch = self._index.look_up_record(record_hash(record.key))
         await require_all(self, record.references, self._give_way)
-        await self._committer.submit(Work(change=Change(record.key, record), epoch=epoch))
+        change = Change(record.key, record)
+        try:
+            with self._room.promise(change.size):
+                await self._committer.submit(Work(change=change, epoch=epoch))
+        except NoRoom as error:
+            self._complain(error)
+            raise
 
     async def delete_record(self, key: RecordKey) -> bool:
         row, _, _ = self._index.look_up_record(record_hash(key))
@@ -275,8 +304,10 @@ class LocalStore:
                     return row, epoch, written.change.record
                 raise DamagedEntry("it is not the change of this record")
             except (DamagedEntry, OSError) as error:
+                if isinstance(error, OSError) and not disk.is_lost(error):
+                    raise disk.failure(error, "reading a record") from error
                 if last_try:
-                    await self._quarantine.record(key, hash, row, str(error))
+                    await self._quarantine.record(hash, row, str(error))
         return None, 0, None
 
     # Threads and time
@@ -284,11 +315,14 @@ class LocalStore:
     def _in_thread(self, function: Callable[[], Any]) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._pool, function)
 
-    def _in_passing(self, work: Work) -> None:
-        """Commit something that nobody waits for."""
-        self._committer.submit(work).addErrback(
-            lambda failure: self._log.warn("the index could not be updated: {error}", error=failure.value)
-        )
+    def _in_passing(self, what: Hashable, work: Work) -> None:
+        """Commit something that nobody waits for, unless the same is on its way already, or too much is."""
+        if what in self._passing or len(self._passing) >= PASSING:
+            return
+        self._passing.add(what)
+        done = self._committer.submit(work)
+        done.addErrback(lambda failure: self._log.warn("the index was not updated: {error}", error=failure.value))
+        done.addBoth(lambda _: self._passing.discard(what))
 
     def _give_way(self) -> Awaitable[None]:
         return deferLater(self._reactor, 0)

@@ -28,6 +28,7 @@ import os
 import struct
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,13 +176,18 @@ class PackWriter:
         """A new and empty pack, its name already durable.
 
         :raises FileExistsError: if there is a file of that name.
+        :raises BlockingIOError: if another process took it over before it was locked.
         """
         fd = os.open(directory / pack_name(pack), os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             disk.sync_directory(directory)
+        except BlockingIOError:
+            os.close(fd)
+            raise
         except BaseException:
             os.close(fd)
+            disk.unlink(directory / pack_name(pack))
             raise
         return cls(pack, fd, 0)
 
@@ -200,14 +206,20 @@ class PackWriter:
         return fd
 
     @classmethod
-    def take_over(cls, pack: int, fd: int, committed: int) -> PackWriter | None:
+    def take_over(cls, directory: Path, pack: int, fd: int, committed: int) -> PackWriter | None:
         """Go on with a seized pack behind what the index vouches for; `None` if even that much is not there."""
-        length = os.fstat(fd).st_size
-        if length < committed:
+        try:
+            length = os.fstat(fd).st_size
+            if length < committed:
+                os.close(fd)
+                return None
+            if length > committed:
+                disk.truncate(fd, committed)
+            if not committed:
+                disk.sync_directory(directory)  # whoever made the file may not have come to that
+        except OSError:
             os.close(fd)
-            return None
-        if length > committed:
-            disk.truncate(fd, committed)
+            raise
         return cls(pack, fd, committed)
 
     @property
@@ -239,7 +251,8 @@ class PackWriter:
         self._end = self.committed
 
     def close(self) -> None:
-        os.close(self._fd)
+        with suppress(OSError):  # all that counts has been synced
+            os.close(self._fd)
 
 
 class PackFiles:

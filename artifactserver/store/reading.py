@@ -13,6 +13,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from artifactserver.store import disk
 from artifactserver.store.damage import Quarantine
 from artifactserver.store.digest import EMPTY, Digest, Digests
 from artifactserver.store.disk import Descriptor
@@ -117,6 +118,8 @@ class Reading:
                     return MemoryReader(await self.entry(place, KIND_BLOB, digest.key[0], digest.hash))
                 return self._filed(digest, place.row, value)
             except (DamagedEntry, OSError) as error:
+                if isinstance(error, OSError) and not disk.is_lost(error):
+                    raise disk.failure(error, f"reading blob {digest}") from error
                 if last_try:
                     if isinstance(place, Place):
                         await self._quarantine.packed(digest, value, place, str(error))

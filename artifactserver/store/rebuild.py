@@ -16,7 +16,8 @@ from artifactserver.store import disk
 from artifactserver.store.files import FileName
 from artifactserver.store.fsck import Progress, Report, content_of_file, is_what_it_says, large_files
 from artifactserver.store.index import Changes, Index
-from artifactserver.store.layout import Layout
+from artifactserver.store.interface import StoreError
+from artifactserver.store.layout import Layout, RepositoryProblem
 from artifactserver.store.packs import KIND_BLOB, Damage, Entry, Place, entry_bytes, pack_ids, pack_name, scan
 from artifactserver.store.records import WrittenChange
 from artifactserver.store.rows import DELETED, SEALED, SET, PackRow, RecordRow, encode_packed, name_row
@@ -43,14 +44,19 @@ def rebuild_index(path: Path, progress: Progress, now: Callable[[], float]) -> R
         index.open(create=True)
         try:
             report = _Rebuild(layout, index, progress, now).run()
+            disk.sync_directory(new)
+            if layout.index.exists():
+                os.rename(layout.index, layout.quarantine / f"index.{time.strftime('%Y%m%dT%H%M%S')}.{os.getpid()}")
+            os.rename(new, layout.index)
+            disk.sync_directory(path)
+            _clear_away(layout, index)
         finally:
             index.close()
-        disk.sync_directory(new)
-        if layout.index.exists():
-            os.rename(layout.index, layout.quarantine / f"index.{time.strftime('%Y%m%dT%H%M%S')}.{os.getpid()}")
-        os.rename(new, layout.index)
-        disk.sync_directory(path)
         return report
+    except (OSError, StoreError) as error:
+        raise RepositoryProblem(
+            f"the index of {path} cannot be made ({error}): run this as the server's user"
+        ) from error
     finally:
         os.close(lock)
 
@@ -125,8 +131,7 @@ class _Rebuild:
             return
         sequence, time_ns = written.order
         before = changes.record(entry.hash)
-        # Of two changes with one number, the later one was acknowledged: the process that wrote the other had died
-        # before it could commit.  The time stands, for now, where the epoch of the last walk will be noted.
+        # The time stands, for now, where the epoch of the last walk will be noted; no epoch is as large.
         if before is not None and (before.sequence, before.epoch) >= (sequence, time_ns):
             return
         key = written.change.key
@@ -143,11 +148,20 @@ class _Rebuild:
         name = FileName.parse(path.name)
         sound, row = content_of_file(path, self._progress)
         if name is None or row is None or not sound:
-            self._report.problem(f"{path} does not hold what its name says: it has gone to quarantine")
-            os.rename(path, self._layout.quarantine / path.name)
+            self._report.problem(f"{path} does not hold what its name says: it goes to quarantine")
             return
         with self._index.change() as changes:
-            before = changes.put_file(name.key, row)
+            changes.put_file(name.key, row)
         self._report.content_bytes += row.size
-        if before is not None and before.serial != row.serial:
-            disk.unlink(FileName.of_row(name.key, before).below(self._layout.blobs))
+
+
+def _clear_away(layout: Layout, index: Index) -> None:
+    """Remove the files that the new index has no use for, now that it is in place; those without a row are damaged."""
+    for path in large_files(layout.blobs):
+        name = FileName.parse(path.name)
+        if name is None or index.names_file(name):
+            continue
+        if index.look_up([name.key])[0] == [None]:
+            os.rename(path, layout.quarantine / path.name)
+        else:
+            disk.unlink(path)

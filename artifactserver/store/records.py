@@ -37,6 +37,11 @@ class Change:
     key: RecordKey
     record: Record | None
 
+    @property
+    def size(self) -> int:
+        """How many bytes the change takes, about."""
+        return len(self.encode(0, 0.0))
+
     def encode(self, sequence: int, now: float) -> bytes:
         """The content of the entry that says so.
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from artifactserver.store import uploads
-from artifactserver.store.files import FileName
 from artifactserver.store.index import Index
 from artifactserver.store.layout import Layout, RepositoryProblem
 from artifactserver.store.packs import pack_ids, pack_name
-from artifactserver.store.rows import FileRow
 
 _log = Logger()
 
@@ -44,13 +42,13 @@ class Repository:
         self._lock = self.layout.lock()
         try:
             self.index = Index(self.layout.index, identity)
-            new = create and not (self.layout.index / "data.mdb").exists() and self._holds_nothing()
-            self.index.open(create=new)
+            # Whoever began to make the index may not have come to the end of it.
+            self.index.open(create=create and self._holds_nothing())
         except BaseException:
             os.close(self._lock)
             raise
         try:
-            self._check_packs()
+            self._check_age()
         except BaseException:
             self.close()
             raise
@@ -61,28 +59,30 @@ class Repository:
 
     def sweep(self) -> None:
         """Clear away what uploads of processes that died have left."""
-        swept = uploads.sweep(self.layout.incoming, self.layout.blobs, self._is_indexed)
+        swept = uploads.sweep(self.layout.incoming, self.layout.blobs, self.index.names_file)
         if swept:
             _log.info("cleared away {count} uploads that were cut off", count=swept)
 
     def _holds_nothing(self) -> bool:
         return not pack_ids(self.layout.packs) and not any(self.layout.blobs.iterdir())
 
-    def _is_indexed(self, name: FileName) -> bool:
-        (value,), _ = self.index.look_up([name.key])
-        row = FileRow.decode(value) if value is not None else None
-        return row is not None and row.serial == name.serial
-
-    def _check_packs(self) -> None:
-        """See that packs and index are of the same age, and that every pack is there."""
+    def _check_age(self) -> None:
+        """See that packs and index are of the same age."""
         files = pack_ids(self.layout.packs)
         if files and files[-1] >= self.index.next_pack():
             raise RepositoryProblem(
                 f"the index {self.layout.index} is older than {self.layout.packs / pack_name(files[-1])}: "
                 f"run 'artifactserver fsck --rebuild-index {self.layout.root}'"
             )
-        there = set(files)
-        lost = [pack for pack, committed in self.index.committed_packs() if committed and pack not in there]
+
+    def forget_lost_packs(self) -> None:
+        """Let what was in packs whose files are gone be missing."""
+
+        def is_lost(pack: int) -> bool:
+            # Rows first, files second: a file is there before its row says that anything in it is committed.
+            return not (self.layout.packs / pack_name(pack)).exists()
+
+        lost = [pack for pack, committed in self.index.committed_packs() if committed and is_lost(pack)]
         if lost:
             with self.index.change() as changes:
                 for pack in lost:

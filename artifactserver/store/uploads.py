@@ -22,6 +22,7 @@ from artifactserver.store import disk
 from artifactserver.store.digest import Digest
 from artifactserver.store.files import Checksums, FileName
 from artifactserver.store.interface import ContentMismatch
+from artifactserver.store.layout import PROBE
 from artifactserver.store.rows import FileRow
 
 #: Bytes of one upload that are gathered before a thread hashes and writes them.  As many again may be in that thread.
@@ -45,7 +46,10 @@ class IncomingFile:
         self._hasher = digest.hasher()
         self._checksums = Checksums()
         self._length = 0
-        self.name, self._fd = _create(directory, digest)
+        try:
+            self.name, self._fd = _create(directory, digest)
+        except OSError as error:
+            raise disk.failure(error, f"the upload of blob {digest}") from error
         self.path = directory / str(self.name)
         try:
             disk.reserve(self._fd, digest.size)
@@ -82,8 +86,10 @@ class IncomingFile:
 
     def discard(self) -> None:
         """Remove the name in ``incoming/``, if it is still there, and let go of the file."""
-        disk.unlink(self.path)
-        os.close(self._fd)
+        try:
+            disk.unlink(self.path)
+        finally:
+            os.close(self._fd)
 
 
 def _create(directory: Path, digest: Digest) -> tuple[FileName, int]:
@@ -96,6 +102,9 @@ def _create(directory: Path, digest: Digest) -> tuple[FileName, int]:
                 return name, fd
         except BlockingIOError:
             pass
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)  # another process that is just starting took it for a left-over
 
 
@@ -109,19 +118,21 @@ def sweep(incoming: Path, blobs: Path, indexed: Callable[[FileName], bool]) -> i
         path = incoming / entry
         name = FileName.parse(entry)
         if name is None:
+            if entry.startswith(PROBE):
+                disk.unlink(path)
             continue
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # gone, or not ours
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not indexed(name):
                 disk.unlink(name.below(blobs))
             disk.unlink(path)
             swept += 1
-        except BlockingIOError:
-            pass
+        except OSError:
+            pass  # somebody is at it, or it is not ours to remove
         finally:
             os.close(fd)
     return swept
