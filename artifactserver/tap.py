@@ -26,7 +26,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.util import switchUID
 
-from artifactserver import memory
+from artifactserver import process
 from artifactserver.access import Access, Caller, Right
 from artifactserver.listen import PortFactory, not_found_site
 from artifactserver.options import Options
@@ -156,7 +156,7 @@ class ArtifactServer(Service):
         while self._sockets:
             self._ports.append(adopt(self._reactor, self._sockets.pop(0), self._factory))
         self._tidying.startService()
-        memory.settle()
+        process.settle()
         self._reactor.callWhenRunning(self._is_running, where)
 
     def _is_running(self, where: str) -> None:

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "artifactserver": (),
     "artifactserver.access": (),
     "artifactserver.listen": (),
-    "artifactserver.memory": (),
+    "artifactserver.process": (),
     "artifactserver.sockets": (),
     "artifactserver.tls": (),
     "artifactserver.options": ("artifactserver.__version__",),

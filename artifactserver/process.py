@@ -1,11 +1,10 @@
-"""How this process deals with memory: settings that cost nothing and that Python and the C library leave at defaults
-made for short programs.
-"""
+"""Settings of the process that cost nothing, and that the system leaves at defaults made for small programs."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import resource
 
 #: Blocks of up to so many bytes, the buffers of large messages among them, are kept for the next one when they are
 #: freed.  By default the C library gives them back to the kernel, which then clears each page again: a fifth of the
@@ -25,6 +24,9 @@ _M_MMAP_THRESHOLD = -3
 
 def settle() -> None:
     """To be called once, when everything that stays has been made."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A descriptor for each connection, each blob that is read or written, and each pack: the usual 1,024 are too few.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
