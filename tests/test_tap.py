@@ -254,7 +254,7 @@ class BuildTests(SynchronousTestCase):
         """A repository that cannot be used gives the port back."""
         (self.place / "file").touch()
         port = str(free_port())
-        self.refused("Not a directory|not a directory", "--port", port, str(self.place / "file/repo"))
+        self.refused("is no directory", "--port", port, str(self.place / "file/repo"))
         sockets.close_sockets(open_sockets(None, int(port)))
 
     def test_nothing_is_made(self) -> None:
