@@ -70,6 +70,23 @@ class DecodeTests(SynchronousTestCase):
         """Junk is refused, or read as protobuf reads it."""
         self.assertEqual(fields(junk), reference(junk))
 
+    def test_many_fields(self) -> None:
+        """A message of millions of tiny fields is left to protobuf after a few, and means what it says."""
+        looked_at: list[int] = []
+        varint = write_requests._varint
+
+        def counted(message: bytes, position: int) -> tuple[int, int]:
+            looked_at.append(position)
+            return varint(message, position)
+
+        self.patch(write_requests, "_varint", counted)
+        message = b"\x10\x07" * 1_000_000 + b"\x52\x03abc"
+        self.assertEqual(fields(message), ("", 7, False, b"abc"))
+        self.assertEqual(len(looked_at), write_requests.FIELDS_LOOKED_AT)
+        self.patch(write_requests, "FIELDS_LOOKED_AT", 3)
+        self.assertIsInstance(decode(b"\x10\x07" * 2 + b"\x52\x03abc"), LargeWrite)
+        self.assertIsInstance(decode(b"\x10\x07" * 3 + b"\x52\x03abc"), WriteRequest)
+
     def test_no_copy(self) -> None:
         """The data of a large message is a part of the message itself, and cannot be written to."""
         message = WriteRequest(resource_name="x", write_offset=7, data=b"d" * 100_000).SerializeToString()

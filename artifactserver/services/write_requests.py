@@ -14,6 +14,10 @@ from artifactserver.proto import bytestream_pb2 as bytestream
 #: Messages that are shorter, in bytes, are cheaper to parse than to take apart.
 LARGE_BYTES = 16 * 1024
 
+#: Fields to look at for the data, twice as many as there are: a message of many more is no client's, and would be read
+#: byte by byte here.
+FIELDS_LOOKED_AT = 8
+
 _VARINT_TAGS = (0x10, 0x18)  # write_offset, finish_write
 _NAME_TAG = 0x0A
 _DATA_TAG = 0x52
@@ -43,9 +47,11 @@ def decode(message: bytes) -> bytestream.WriteRequest | LargeWrite:
 
 
 def _data_field(message: bytes) -> tuple[int, int] | None:
-    """Where the data field begins, and where the data itself; `None` if the field is not the last one."""
+    """Where the data field begins, and where the data itself; `None` if that is not the last of a few fields."""
     position = 0
-    while position < len(message):
+    for _ in range(FIELDS_LOOKED_AT):
+        if position >= len(message):
+            return None
         tag = message[position]
         value, after = _varint(message, position + 1)
         if tag == _DATA_TAG:
