@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 from grpc import StatusCode
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.access import Right
+from artifactserver.access import Caller, Right
 from artifactserver.proto import bytestream_pb2 as bytestream
-from artifactserver.services.byte_stream import GATHERED_BYTES, PIECE_BYTES
+from artifactserver.rpc.dispatch import Call
+from artifactserver.services.byte_stream import GATHERED_BYTES, PIECE_BYTES, ByteStream
+from artifactserver.services.write_requests import LargeWrite
 from artifactserver.store.digest import EMPTY, Digest, Digests
 from tests.grpc_cases import GrpcMixin, OverLocal, OverMemory, reactor
 from tests.memory_store import MemoryStore
@@ -600,6 +604,67 @@ class WriteMemoryTests(WriteMixin, OverMemory):
         await client.call("Write", writing(small, piece=1000))
         await client.call("Write", writing(large, piece=1000))
         self.assertEqual(begun, [Digest.of(large)])
+
+    async def test_messages_without_data(self) -> None:
+        """However many messages without data an upload has, the store sees only those with data."""
+        client = await self.serve()
+        written: list[int] = []
+        upload = self.store.upload
+
+        async def counted(digest: Digest, caller: str) -> Any:
+            began = await upload(digest, caller)
+            write = began.write
+
+            async def count(content: bytes | memoryview) -> None:
+                written.append(len(content))
+                await write(content)
+
+            began.write = count
+            return began
+
+        self.store.upload = counted
+        content = os.urandom(GATHERED_BYTES + 1)
+        requests = messages(
+            *[{"resource_name": write_name(Digest.of(content))}] * 500,
+            {"data": content[:1]},
+            *[{"write_offset": 1}] * 500,
+            {"write_offset": 1, "data": content[1:]},
+            {"write_offset": len(content), "finish_write": True},
+        )
+        await client.call("Write", iter(requests))
+        self.assertEqual(written, [1, GATHERED_BYTES])
+        self.assertTrue(await self.stored(content))
+
+
+class GatheringTests(SynchronousTestCase):
+    """Small blobs, while they arrive."""
+
+    def test_what_is_held(self) -> None:
+        """A client that sends a small blob in huge messages, and many without data, makes the server hold the blob."""
+        content = os.urandom(100)
+        sent: list[weakref.ref[Padding]] = []
+        alive: list[int] = []
+
+        class Padding(bytearray):
+            """What a message was cut from."""
+
+        async def requests() -> AsyncIterator[LargeWrite]:
+            for offset in range(len(content)):
+                for data in (content[offset : offset + 1], b""):
+                    whole = Padding(data.rjust(10_000))
+                    sent.append(weakref.ref(whole))
+                    view = memoryview(whole)[len(whole) - len(data) :]
+                    del whole
+                    start, end = offset + (not data), offset + 1 == len(content) and not data
+                    yield LargeWrite(write_name(Digest.of(content)), start, end, view)
+                    del view
+                    alive.append(sum(each() is not None for each in sent))
+
+        store = MemoryStore(lambda: 0.0)
+        call = Call(Caller("peer", None, frozenset(Right)), {})
+        answer = self.successResultOf(Deferred.fromCoroutine(ByteStream(store).Write(requests(), call)))
+        self.assertEqual(answer.committed_size, len(content))
+        self.assertLess(max(alive), 4)
 
 
 class WriteLocalTests(WriteMixin, OverLocal):

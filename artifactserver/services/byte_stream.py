@@ -80,21 +80,28 @@ class ByteStream:
             return progress.answer()
         upload = await self._store.upload(digest, call.caller.identity or call.caller.address)
         try:
-            await upload.write(content)
-            while not progress.finished:
-                await upload.write(await progress.next())
+            while True:
+                # Messages without data are none of the store's business, however many there are.
+                if content:
+                    await upload.write(content)
+                if progress.finished:
+                    break
+                content = await progress.next()
             await upload.commit()
         finally:
             upload.close()
         return progress.answer()
 
     async def _write_small(self, progress: _Progress, content: bytes | memoryview) -> bytestream.WriteResponse:
-        pieces = [content]
+        # Each piece has at least a byte, and none keeps the message alive that brought it: what is held is bounded by
+        # the size of the blob.
+        pieces = [bytes(content)] if content else []
         if not progress.finished:
             if await self._is_present(progress.digest):
                 return progress.answer()
             while not progress.finished:
-                pieces.append(await progress.next())
+                if content := await progress.next():
+                    pieces.append(bytes(content))
         (outcome,) = await self._store.add_many([Blob(progress.digest, b"".join(pieces))])
         if outcome is not None:
             raise outcome
