@@ -184,8 +184,12 @@ class NotFoundTests(SynchronousTestCase):
             self.assertFalse(transport.disconnecting)
 
     def test_head(self) -> None:
-        """HEAD gets the same without a body."""
-        answer, _ = self.talk(b"HEAD /x HTTP/1.1\r\nHost: h\r\n\r\n")
+        """HEAD gets the same without a body, and the operator's log gets nothing."""
+        whole, _ = self.talk(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+        with capturedLogs() as events:
+            answer, _ = self.talk(b"HEAD /x HTTP/1.1\r\nHost: h\r\n\r\n")
+        self.assertEqual(events, [])
+        self.assertIn(b"Content-Length: %d\r\n" % len(whole.partition(b"\r\n\r\n")[2]), answer)
         self.assertTrue(answer.startswith(b"HTTP/1.1 404 "))
         self.assertTrue(answer.endswith(b"\r\n\r\n"))
 
