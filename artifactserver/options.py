@@ -23,6 +23,9 @@ DEFAULT_PORT = 11001
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,9})?(?:e\d{1,2})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = ("", "k", "m", "g", "t")
 
+#: The largest size, in bytes: there is no larger file, nor disk.
+_MAX_SIZE = 2**63 - 1
+
 
 class Options(_Options):
     """The options of ``twistd artifactserver``.
@@ -97,6 +100,9 @@ class Options(_Options):
         self["repo"] = repo[0] if repo else None
 
     def postOptions(self) -> None:
+        if not self._rundir().is_dir():
+            # It would be made on the way to the repository.
+            raise UsageError(f"--rundir {self._rundir()} is not a directory: make it, or give another")
         self["port"] = _port(self["port"])
         for name in ("interface", "server-key", "server-cert", "client-certs", "repo"):
             if self[name] == "":
@@ -129,8 +135,10 @@ class Options(_Options):
 
     def _path(self, name: str) -> Path:
         """An absolute path; a relative one starts where twistd's ``--rundir`` says that the server runs."""
-        rundir = self.parent.get("rundir", ".") if self.parent is not None else "."
-        return Path.cwd() / rundir / Path(name).expanduser()
+        return self._rundir() / Path(name).expanduser()
+
+    def _rundir(self) -> Path:
+        return Path.cwd() / (self.parent.get("rundir", ".") if self.parent is not None else ".")
 
     def _options_first(self, arguments: list[str]) -> list[str]:
         """The same command line with the options before the other arguments, as Twisted wants them."""
@@ -162,4 +170,7 @@ def _size(name: str, text: str) -> int:
     number, unit, binary = match.groups()
     # Exact, where there is no fraction: floating point would be off from 2**53 on.
     value = int(number) if number.isdecimal() else float(number)
-    return int(value * (1024 if binary else 1000) ** _POWERS.index(unit.lower()))
+    size = int(value * (1024 if binary else 1000) ** _POWERS.index(unit.lower()))
+    if size > _MAX_SIZE:
+        raise UsageError(f"--{name} {text!r} is more than any disk holds: give at most {_MAX_SIZE} bytes")
+    return size

@@ -131,6 +131,14 @@ class OptionsTests(SynchronousTestCase):
         for text in ("", "-1", "x", "1i", "1P", "1e", "nan", "inf", "1_000"):
             self.refused("--head-room-min '.*' is not a size: give", "--head-room-min", text)
 
+    def test_too_large_sizes(self) -> None:
+        """A size that no disk has is refused; the largest that can be is taken."""
+        largest = 2**63 - 1
+        options = parse("--head-room-min", str(largest), "--head-room-max", str(largest))
+        self.assertEqual(options["head-room-min"], largest)
+        for text in (str(largest + 1), "1e99", "99999999999999999999e99T", "8388608Ti"):
+            self.refused(f"--head-room-max '{text}' is more than any disk holds: give at", "--head-room-max", text)
+
     def test_ports(self) -> None:
         """A port is a number that there is."""
         for port in ("65536", "-1", "x", "", "11002.5", "\u0661\u0662"):
@@ -164,11 +172,27 @@ class OptionsTests(SynchronousTestCase):
 
     def test_rundir(self) -> None:
         """With twistd's ``--rundir`` relative names start there."""
+        somewhere = Path(self.mktemp()).absolute()
+        somewhere.mkdir()
         options = Options()
         options.parent = Options()
-        options.parent["rundir"] = "/somewhere"
+        options.parent["rundir"] = str(somewhere)
         options.parseOptions([])
-        self.assertEqual(options["repo"], Path("/somewhere/artifacts"))
+        self.assertEqual(options["repo"], somewhere / "artifacts")
+
+    def test_mistyped_rundir(self) -> None:
+        """A ``--rundir`` that is not there, or is a file, is refused in a sentence, and not made."""
+        place = Path(self.mktemp()).absolute()
+        for _ in range(2):
+            options = Options()
+            options.parent = Options()
+            options.parent["rundir"] = str(place)
+            error = self.assertRaises(SystemExit, options.parseOptions, ["repo"])
+            self.assertEqual(
+                error.code, f"artifactserver: --rundir {place} is not a directory: make it, or give another"
+            )
+            self.assertFalse(place.is_dir())
+            place.touch()
 
 
 class SocketTests(SynchronousTestCase):
