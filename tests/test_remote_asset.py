@@ -19,6 +19,7 @@ from artifactserver.services.names import (
     MAX_QUALIFIER_NAME,
     MAX_QUALIFIER_VALUE,
     MAX_QUALIFIERS,
+    MAX_QUALIFIERS_BYTES,
     MAX_REFERENCES,
     MAX_URI,
     MAX_URIS,
@@ -363,6 +364,30 @@ class RemoteAssetMixin(GrpcMixin):
             {"references_blobs": references, "references_directories": [message_of(EMPTY)]},
         ):
             await self.refused(client, StatusCode.INVALID_ARGUMENT, "PushBlob", push_blob(digest, **lists))
+
+    async def test_qualifiers_together(self: Any) -> None:
+        """Qualifiers are kept with each name, so all of a request's together have a bound, counted as they are kept."""
+        client = await self.serve()
+        (digest,) = await self.put(b"some")
+        many = [f"urn:{number}" for number in range(MAX_URIS)]
+        count = 4
+        fitting = [
+            asset.Qualifier(name=f"{number}", value="v" * (MAX_QUALIFIERS_BYTES // count - 1))
+            for number in range(count)
+        ]
+        twice = [*fitting, fitting[0]]
+        await client.call("PushBlob", push_blob(digest, *many, qualifiers=twice))
+        await client.call("FetchBlob", fetch_blob(many[-1], qualifiers=fitting))
+        accented = [asset.Qualifier(name=each.name, value="é" + each.value[1:]) for each in fitting]
+        for beyond in (accented, [*fitting, asset.Qualifier(name="x")]):
+            for name, request in (
+                ("PushBlob", push_blob(digest, qualifiers=beyond)),
+                ("PushDirectory", push_directory(EMPTY, qualifiers=beyond)),
+                ("FetchBlob", fetch_blob(qualifiers=beyond)),
+                ("FetchDirectory", fetch_directory(qualifiers=beyond)),
+            ):
+                error = await self.refused(client, StatusCode.INVALID_ARGUMENT, name, request)
+                self.assertIn(str(MAX_QUALIFIERS_BYTES), error.details())
 
     async def test_strange_names(self: Any) -> None:
         """Any text is a name: none of it is a path, and none of it is mixed up with another."""

@@ -6,7 +6,7 @@ client was seen to use.  Lengths are in characters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Sized
 
 from artifactserver.proto import remote_asset_pb2 as asset
 from artifactserver.rpc.status import Code, RpcError
@@ -24,6 +24,10 @@ MAX_URIS = 64
 MAX_QUALIFIERS = 64
 MAX_QUALIFIER_NAME = 256
 MAX_QUALIFIER_VALUE = 8192
+
+#: The most bytes in the names and values of all qualifiers of one request.  They are kept with each of its URIs, so
+#: `MAX_URIS` times: 1 MiB.
+MAX_QUALIFIERS_BYTES = 16 * 1024
 
 #: The most references, to blobs and directories together, in one request.
 MAX_REFERENCES = 10_000
@@ -61,7 +65,7 @@ def check_uris(uris: Sequence[str], what: str = "URI") -> list[str]:
 def check_qualifiers(qualifiers: Sequence[asset.Qualifier]) -> tuple[tuple[str, str], ...]:
     """Qualifiers as the set that they are: sorted, each once.
 
-    :raises RpcError: INVALID_ARGUMENT, if there are too many, or one is too long.
+    :raises RpcError: INVALID_ARGUMENT, if there are too many, one is too long, or all together are.
     """
     if len(qualifiers) > MAX_QUALIFIERS:
         raise RpcError(Code.INVALID_ARGUMENT, f"more than {MAX_QUALIFIERS} qualifiers are given")
@@ -71,10 +75,15 @@ def check_qualifiers(qualifiers: Sequence[asset.Qualifier]) -> tuple[tuple[str, 
                 Code.INVALID_ARGUMENT,
                 f"a qualifier's name has at most {MAX_QUALIFIER_NAME} characters, its value {MAX_QUALIFIER_VALUE}",
             )
-    return tuple(sorted({(qualifier.name, qualifier.value) for qualifier in qualifiers}))
+    pairs = tuple(sorted({(qualifier.name, qualifier.value) for qualifier in qualifiers}))
+    if sum(len(name.encode()) + len(value.encode()) for name, value in pairs) > MAX_QUALIFIERS_BYTES:
+        raise RpcError(
+            Code.INVALID_ARGUMENT, f"the qualifiers of a request have at most {MAX_QUALIFIERS_BYTES} bytes together"
+        )
+    return pairs
 
 
-def check_references(*columns: Iterable[object]) -> None:
+def check_references(*columns: Sized) -> None:
     """:raises RpcError: INVALID_ARGUMENT, if a request refers to too much."""
-    if sum(len(list(column)) for column in columns) > MAX_REFERENCES:
+    if sum(map(len, columns)) > MAX_REFERENCES:
         raise RpcError(Code.INVALID_ARGUMENT, f"more than {MAX_REFERENCES} references are given")
