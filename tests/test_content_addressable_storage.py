@@ -399,6 +399,14 @@ class BatchReadMixin(GrpcMixin):
         ):
             await self.refused(client, StatusCode.UNIMPLEMENTED, name, request)
 
+    async def test_not_built_and_not_allowed(self: Any) -> None:
+        """Where push is off, a way to upload that is not built is refused like every other; reading says it is not."""
+        self.enable_push = False
+        client = await self.serve()
+        error = await self.refused(client, StatusCode.PERMISSION_DENIED, "SpliceBlob", reapi.SpliceBlobRequest())
+        self.assertIn("--enable-push", error.details())
+        await self.refused(client, StatusCode.UNIMPLEMENTED, "SplitBlob", reapi.SplitBlobRequest())
+
 
 class FindMissingMemoryTests(FindMissingMixin, OverMemory):
     """FindMissingBlobs over the store in memory."""

@@ -194,7 +194,7 @@ class GrpcProtocol(Protocol):
         if not stream.local_open:
             return  # Reset by what came right behind it.
         if type(wanted) is not Wanted:
-            self._refuse(stream, wanted)
+            self._refuse(stream, self._access_first(head, wanted))
             return
         refusal = self.factory.routes.refusal(self._caller, wanted.method.path)
         if refusal is not None:
@@ -204,6 +204,15 @@ class GrpcProtocol(Protocol):
         exchange = stream.owner = kind(self, stream, wanted, self._caller)
         if ended:
             exchange.data_received(b"", True)
+
+    def _access_first(self, head: RequestHead, why: Any) -> Any:
+        """Why a call fails: who may not use a method learns that, whatever else is wrong, be it built or not."""
+        if isinstance(why, Impossible):
+            method = self.factory.routes.find(head.path.decode("latin-1"))
+            refusal = method and self.factory.routes.refusal(self._caller, method.path)
+            if refusal:
+                return Impossible(Code.PERMISSION_DENIED, refusal)
+        return why
 
     def _refuse(self, stream: Stream, why: Any) -> None:
         if isinstance(why, NotGrpc):
