@@ -12,6 +12,7 @@ from twisted.trial.unittest import TestCase
 from artifactserver.access import Caller, Right
 from artifactserver.proto import remote_execution_pb2 as reapi
 from artifactserver.rpc.dispatch import Call
+from artifactserver.services import digests as digests_module
 from artifactserver.services.content_addressable_storage import MAX_BATCH_TOTAL_SIZE, ContentAddressableStorage
 from artifactserver.services.names import MAX_INSTANCE_NAME
 from artifactserver.services.turns import Turns
@@ -408,6 +409,28 @@ class BatchReadMixin(GrpcMixin):
         await self.refused(client, StatusCode.UNIMPLEMENTED, "SplitBlob", reapi.SplitBlobRequest())
 
 
+class CountMixin(GrpcMixin):
+    """How many digests one request may name."""
+
+    async def test_too_many(self: Any) -> None:
+        """A request that names more digests than the bound is refused, sound or not; one with as many is answered."""
+        self.patch(digests_module, "MAX_DIGESTS", 3)
+        client = await self.serve()
+        (here,) = await self.put(b"")
+        for digest in (message_of(here), reapi.Digest()):
+            update = reapi.BatchUpdateBlobsRequest.Request(digest=digest)
+            for name, request in (
+                ("FindMissingBlobs", reapi.FindMissingBlobsRequest(blob_digests=[digest] * 4)),
+                ("BatchReadBlobs", reapi.BatchReadBlobsRequest(digests=[digest] * 4)),
+                ("BatchUpdateBlobs", reapi.BatchUpdateBlobsRequest(requests=[update] * 4)),
+            ):
+                error = await self.refused(client, StatusCode.INVALID_ARGUMENT, name, request)
+                self.assertEqual(error.details(), "4 digests are too many for one request: at most 3 are taken")
+        await client.call("FindMissingBlobs", find_request(here, here, here))
+        self.assertEqual(len((await client.call("BatchReadBlobs", read_request(here, here, here))).responses), 3)
+        self.assertEqual(len((await client.call("BatchUpdateBlobs", update_request(b"", b"", b""))).responses), 3)
+
+
 class FindMissingMemoryTests(FindMissingMixin, OverMemory):
     """FindMissingBlobs over the store in memory."""
 
@@ -459,6 +482,14 @@ class BatchReadMemoryTests(BatchReadMixin, OverMemory):
 
 class BatchReadLocalTests(BatchReadMixin, OverLocal):
     """BatchReadBlobs over the store on disk."""
+
+
+class CountMemoryTests(CountMixin, OverMemory):
+    """The number of digests over the store in memory."""
+
+
+class CountLocalTests(CountMixin, OverLocal):
+    """The number of digests over the store on disk."""
 
 
 class SliceTests(TestCase):

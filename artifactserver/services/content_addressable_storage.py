@@ -15,7 +15,7 @@ from artifactserver.proto import status_pb2
 from artifactserver.rpc.dispatch import Call
 from artifactserver.rpc.status import Code, RpcError, status_of
 from artifactserver.services import encoding
-from artifactserver.services.digests import DigestColumns, check_function
+from artifactserver.services.digests import DigestColumns, check_count, check_function
 from artifactserver.services.names import check_instance
 from artifactserver.services.turns import Turns
 from artifactserver.store.digest import Digest, Digests
@@ -50,6 +50,7 @@ class ContentAddressableStorage:
         """Which of these are not here, each distinct one once.  Those that are here stay for a while."""
         check_instance(request.instance_name)
         check_function(request.digest_function)
+        check_count(len(request.blob_digests))
         named = list(request.blob_digests)
         hashes = [message.hash for message in named]
         sizes = [message.size_bytes for message in named]
@@ -88,6 +89,7 @@ class ContentAddressableStorage:
         """Store these; an outcome for each.  Without blobs it asks whether the caller may: BuildStream 1.2 to 1.6."""
         check_instance(request.instance_name)
         check_function(request.digest_function)
+        check_count(len(request.requests))
         items = list(request.requests)
         contents = [item.data for item in items]
         if any(item.compressor for item in items):
@@ -120,6 +122,7 @@ class ContentAddressableStorage:
         """The content of each of these.  Without digests it asks whether batches work here: BuildStream 1.2 to 1.6."""
         check_instance(request.instance_name)
         check_function(request.digest_function)
+        check_count(len(request.digests))
         columns = DigestColumns(request.digests)
         digests = columns.digests
         self._check_total(sum(digests.sizes))

@@ -8,6 +8,10 @@ from artifactserver.proto import remote_execution_pb2 as reapi
 from artifactserver.rpc.status import Code, RpcError
 from artifactserver.store.digest import Digest, DigestFunction, Digests, InvalidDigest
 
+#: The most digests in one request.  A message of 5 MiB has room for 75,000 that are digests, and for millions of empty
+#: ones, each of which would have its answer.
+MAX_DIGESTS = 100_000
+
 #: The functions that a request may name; 0 leaves it to the length of the hashes (REAPI, ``digest_function``).
 _FUNCTIONS = frozenset({reapi.DigestFunction.UNKNOWN, *map(int, DigestFunction)})
 
@@ -17,6 +21,14 @@ def check_function(number: int) -> None:
     if number not in _FUNCTIONS:
         names = ", ".join(function.name for function in DigestFunction)
         raise RpcError(Code.INVALID_ARGUMENT, f"digest function {number} is not known here, only {names}")
+
+
+def check_count(number: int) -> None:
+    """Refuse a request that names more than `MAX_DIGESTS` digests, before anything is done for each of them."""
+    if number > MAX_DIGESTS:
+        raise RpcError(
+            Code.INVALID_ARGUMENT, f"{number} digests are too many for one request: at most {MAX_DIGESTS} are taken"
+        )
 
 
 def digest_of(message: reapi.Digest) -> Digest:
