@@ -5,8 +5,8 @@ from __future__ import annotations
 import configparser
 import importlib
 import re
-import unittest
 import time
+import unittest
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
