@@ -23,7 +23,8 @@ makes the index again from packs and files.
 ``meta``
     ``store``: the store's identity, as in ``format``.  ``version``: of these tables.  Counters (8): ``generation``
     goes up when a row of ``packs`` comes, goes or changes state; ``epoch`` when blobs were removed; ``sequence`` is
-    that of the newest record change, and at least its time in nanoseconds since the epoch; ``next_pack``; ``pack_bytes`` and ``file_bytes`` are what packs and files hold.
+    that of the newest record change, and at least its time in nanoseconds since the epoch; ``next_pack``;
+    ``pack_bytes`` and ``file_bytes`` are what packs and files hold.
 
 Rules that every writer keeps: bytes are durable before the transaction that names them commits; an entry whose pack
 has no row is missing; a blob in a retiring pack is made durable elsewhere before anybody is told that it is present;
