@@ -224,6 +224,20 @@ def other_put(other: StoreProcess, each: Blob) -> Deferred[Any]:
     return Deferred.fromCoroutine(other.call("add_many", [each]))
 
 
+class LookUpTests(LocalStoreTestCase):
+    """Asking costs no more than what is asked for."""
+
+    async def test_one_row_for_many_names(self) -> None:
+        """A blob that is named a thousand times in one call is looked up once, however large its row is."""
+        store = await self.make_store()
+        each = random_blob(100_000)
+        await put(store, each)
+        rows, _ = store._index.look_up([each.digest.key] * 1000)
+        self.assertEqual(len(rows), 1000)
+        self.assertEqual(len({id(row) for row in rows}), 1)
+        self.assertEqual(await store.find_missing(Digests.of([each.digest] * 1000)), [])
+
+
 class RetirementTests(LocalStoreTestCase):
     """Taking a pack away cannot race with using it."""
 

@@ -89,6 +89,14 @@ class RequireAllTests(SynchronousTestCase):
         self.walk(leaves, *(Reference(each.digest) for each in leaves))
         self.assertGreaterEqual(self.turns, 9)
 
+    def test_gives_way_in_a_large_folder(self) -> None:
+        """Others get their turn while one folder with very many files is read."""
+        self.patch(trees, "SLICE_DIGESTS", 10)
+        leaf = blob(b"leaf")
+        root = directory({str(number): leaf.digest for number in range(100)})
+        self.walk([leaf, root], Reference(root.digest, Shape.DIRECTORY))
+        self.assertGreaterEqual(self.turns, 9)
+
     def test_optional(self) -> None:
         """What is optional may be missing, all of it or a part, and is asked for all the same."""
         leaf, absent = blob(b"leaf"), blob(b"absent")

@@ -270,7 +270,12 @@ class Index:
                 if generation != table.generation:
                     table = self._table = self._read_table(txn, generation)
                 get = txn.get
-                return [get(key) for key in keys], table
+                distinct = set(keys)
+                if len(distinct) == len(keys):
+                    return [get(key) for key in keys], table
+                # The row of a large blob is large: who names one a thousand times gets it a thousand times, but once.
+                rows = {key: get(key) for key in distinct}
+                return [rows[key] for key in keys], table
         except lmdb.Error as error:
             raise self._failure(error) from error
 

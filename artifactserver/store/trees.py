@@ -19,7 +19,7 @@ from artifactserver.store.digest import Digest, Digests, InvalidDigest
 from artifactserver.store.interface import BadReference, Incomplete, Reference, Shape
 
 #: Different blobs that one record may reach.
-MAX_REACHED = 2_000_000
+MAX_REACHED = 1_000_000
 #: The longest ``Directory`` message that is read, in bytes: some 300,000 files in one folder.
 MAX_DIRECTORY_BYTES = 32 * 1024 * 1024
 #: How deep folders may be nested.
@@ -53,6 +53,13 @@ async def require_all(blobs: Blobs, references: Sequence[Reference], give_way: C
                 await walk.visit([reference])
 
 
+class _Node(Protocol):
+    """A ``FileNode`` or a ``DirectoryNode``."""
+
+    @property
+    def digest(self) -> remote_execution_pb2.Digest: ...
+
+
 @dataclass(slots=True)
 class _Walk:
     blobs: Blobs
@@ -64,11 +71,14 @@ class _Walk:
         files: list[Digest] = []
         level: list[Digest] = []
         for reference in references:
-            (level if reference.shape is Shape.DIRECTORY else files).append(reference.digest)
+            named = Digests.of([reference.digest])
+            if reference.shape is Shape.DIRECTORY:
+                self._add_unseen(named, self.seen_directories, level)
+            else:
+                self._add_unseen(named, self.seen_blobs, files)
         depth = 0
         while True:
-            await self._require(self._unseen(files, self.seen_blobs))
-            level = self._unseen(level, self.seen_directories)
+            await self._require(files)
             if not level:
                 return
             depth += 1
@@ -76,17 +86,15 @@ class _Walk:
                 raise BadReference(f"the tree is nested more than {MAX_DEPTH} folders deep")
             files, level = await self._children(level)
 
-    def _unseen(self, digests: Iterable[Digest], seen: set[bytes]) -> list[Digest]:
-        """Those that have not been visited yet, each once; they are taken as visited from now on."""
-        fresh: dict[bytes, Digest] = {}
-        for digest in digests:
-            name = digest.key + digest.size.to_bytes(8, "big")
+    def _add_unseen(self, digests: Digests, seen: set[bytes], found: list[Digest]) -> None:
+        """Add to ``found`` those that have not been visited yet; they are taken as visited from now on."""
+        for key, size in zip(digests.keys, digests.sizes, strict=True):
+            name = key + size.to_bytes(8, "big")
             if name not in seen:
-                fresh[name] = digest
-        seen.update(fresh)
+                seen.add(name)
+                found.append(Digest(key, size))
         if len(self.seen_blobs) + len(self.seen_directories) > MAX_REACHED:
             raise BadReference(f"the tree has more than {MAX_REACHED} different files and folders")
-        return list(fresh.values())
 
     async def _require(self, digests: list[Digest]) -> None:
         for start in range(0, len(digests), SLICE_DIGESTS):
@@ -98,7 +106,7 @@ class _Walk:
                 raise _incomplete([wanted[position] for position in missing])
 
     async def _children(self, directories: list[Digest]) -> tuple[list[Digest], list[Digest]]:
-        """The files and the folders that stand in ``directories``."""
+        """The files and the folders that stand in ``directories`` and have not been visited yet."""
         files: list[Digest] = []
         folders: list[Digest] = []
         for wanted in _slices(directories):
@@ -107,9 +115,22 @@ class _Walk:
             if missing:
                 raise _incomplete(missing)
             for digest, content in zip(wanted, contents, strict=True):
-                _read_directory(digest, content or b"", files, folders)
+                try:
+                    message = remote_execution_pb2.Directory.FromString(content or b"")
+                    await self._add_nodes(message.files, self.seen_blobs, files)
+                    await self._add_nodes(message.directories, self.seen_directories, folders)
+                except (DecodeError, InvalidDigest) as error:
+                    raise BadReference(f"{digest} is not a Directory message: {error}") from error
             await self.give_way()
         return files, folders
+
+    async def _add_nodes(self, nodes: Sequence[_Node], seen: set[bytes], found: list[Digest]) -> None:
+        for start in range(0, len(nodes), SLICE_DIGESTS):
+            if start:
+                await self.give_way()
+            part = [node.digest for node in nodes[start : start + SLICE_DIGESTS]]
+            digests = Digests.parse([digest.hash for digest in part], [digest.size_bytes for digest in part])
+            self._add_unseen(digests, seen, found)
 
 
 def _slices(directories: list[Digest]) -> Iterable[Digests]:
@@ -124,20 +145,6 @@ def _slices(directories: list[Digest]) -> Iterable[Digests]:
         group.append(digest)
         size += digest.size
     yield Digests.of(group)
-
-
-def _read_directory(digest: Digest, content: bytes, files: list[Digest], folders: list[Digest]) -> None:
-    try:
-        message = remote_execution_pb2.Directory.FromString(content)
-        for nodes, found in ((message.files, files), (message.directories, folders)):
-            found.extend(
-                Digests.parse(
-                    [node.digest.hash for node in nodes],
-                    [node.digest.size_bytes for node in nodes],
-                )
-            )
-    except (DecodeError, InvalidDigest) as error:
-        raise BadReference(f"{digest} is not a Directory message: {error}") from error
 
 
 def _incomplete(missing: list[Digest]) -> Incomplete:
