@@ -412,6 +412,16 @@ class BatchReadMixin(GrpcMixin):
 class CountMixin(GrpcMixin):
     """How many digests one request may name."""
 
+    async def test_too_many_faults(self: Any) -> None:
+        """A batch with a few digests that are none is answered one by one; one with very many is refused as a whole."""
+        self.patch(digests_module, "MAX_FAULTS", 3)
+        client = await self.serve()
+        bad = reapi.Digest(hash="bad")
+        answer = await client.call("BatchReadBlobs", reapi.BatchReadBlobsRequest(digests=[bad] * 3))
+        self.assertEqual([each.status.code for each in answer.responses], [StatusCode.INVALID_ARGUMENT.value[0]] * 3)
+        request = reapi.BatchReadBlobsRequest(digests=[bad] * 4)
+        await self.refused(client, StatusCode.INVALID_ARGUMENT, "BatchReadBlobs", request)
+
     async def test_too_many(self: Any) -> None:
         """A request that names more digests than the bound is refused, sound or not; one with as many is answered."""
         self.patch(digests_module, "MAX_DIGESTS", 3)

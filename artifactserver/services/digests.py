@@ -12,6 +12,9 @@ from artifactserver.store.digest import Digest, DigestFunction, Digests, Invalid
 #: ones, each of which would have its answer.
 MAX_DIGESTS = 100_000
 
+#: What is no digest in a batch, after which the whole batch is refused: each gets a sentence of its own in the answer.
+MAX_FAULTS = 1_000
+
 #: The functions that a request may name; 0 leaves it to the length of the hashes (REAPI, ``digest_function``).
 _FUNCTIONS = frozenset({reapi.DigestFunction.UNKNOWN, *map(int, DigestFunction)})
 
@@ -85,6 +88,10 @@ class DigestColumns:
                 sound.append(digest_of(message))
                 positions.append(position)
             except InvalidDigest as problem:
+                if len(self.faults) == MAX_FAULTS:
+                    raise RpcError(
+                        Code.INVALID_ARGUMENT, f"more than {MAX_FAULTS} digests of this request are none: {problem}"
+                    ) from None
                 self.faults[position] = str(problem)
         self.positions = positions
         self.hashes = [self._messages[position].hash for position in positions]
