@@ -3,7 +3,9 @@
 A service is a protobuf ``ServiceDescriptor`` together with an object whose methods are named like the RPCs:
 
 * unary: ``async def Find(self, request, call) -> response``
-* server streaming: ``async def Read(self, request, call)`` that yields responses
+* server streaming: ``async def Read(self, request, call)`` that yields responses; or that returns its only response,
+  `None` for none at all, or an asynchronous generator of them.  What is known to be one is sent as cheaply as a unary
+  answer.
 * client streaming: ``async def Write(self, requests, call) -> response``, with ``async for request in requests``
 * both: an asynchronous generator over ``requests``
 
@@ -23,6 +25,7 @@ To fail a call, raise `artifactserver.rpc.status.RpcError` or one of the store's
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -60,6 +63,7 @@ class Method:
     :ivar path: as it stands in a request: ``/package.Service/Method``.
     :ivar decode: makes of a request's bytes what the handler takes.
     :ivar handler: what answers it, or `None` for one that is declared and not implemented.
+    :ivar yields: the handler is an asynchronous generator.
     """
 
     path: str
@@ -69,6 +73,7 @@ class Method:
     streams_in: bool
     streams_out: bool
     handler: Callable[..., Any] | None
+    yields: bool
 
 
 class Routes(Protocol):
@@ -97,6 +102,7 @@ class Dispatcher:
         for method in service.methods:
             request = GetMessageClass(method.input_type)
             path = f"/{service.full_name}/{method.name}"
+            handler = getattr(implementation, method.name, None)
             if path in self._methods:
                 raise ValueError(f"{path} is registered already")
             self._methods[path] = Method(
@@ -106,7 +112,8 @@ class Dispatcher:
                 GetMessageClass(method.output_type),
                 method.client_streaming,
                 method.server_streaming,
-                getattr(implementation, method.name, None),
+                handler,
+                inspect.isasyncgenfunction(handler),
             )
 
     def paths(self) -> Iterable[str]:

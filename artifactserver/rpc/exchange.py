@@ -146,12 +146,18 @@ class Exchange:
             return  # Reset by what was received right behind the request; we are about to be told.
         method = self._wanted.method
         assert method.handler is not None
-        coroutine: Coroutine[Any, Any, Any]
         try:
             if type(request) is bytes:
                 request = self._parse(request)
             answer = method.handler(request, self._call)
-            coroutine = self._send_all(answer) if method.streams_out else answer
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._drive(self._send_all(answer) if method.yields else answer)
+
+    def _drive(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """By hand as far as it goes, then as a `Deferred`."""
+        try:
             coroutine.send(None)
         except StopIteration as stop:
             self._finished(stop.value)
@@ -159,7 +165,7 @@ class Exchange:
             self._failed(error)
         else:
             deadline = self._call.deadline
-            if deadline is not None:
+            if deadline is not None and self._timer is None:
                 clock = self._carrier.clock
                 self._timer = clock.callLater(max(0.0, deadline - clock.seconds()), self._expired)
             self._running = Deferred.fromCoroutine(coroutine)
@@ -207,7 +213,10 @@ class Exchange:
         sender = self._carrier.engine.sender
         if not stream.local_open:
             pass  # Reset by what was received right behind the request.
-        elif self._wanted.method.streams_out:
+        elif isinstance(answer, AsyncGenerator):
+            self._drive(self._send_all(answer))
+            return
+        elif answer is None and self._wanted.method.streams_out:
             if not self._head_sent:
                 sender.headers(stream, answers.HEAD)
             sender.finish(stream, answers.TAIL)

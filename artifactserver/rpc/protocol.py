@@ -167,7 +167,8 @@ class GrpcProtocol(Protocol):
             if sender.drained:
                 drained, sender.drained = sender.drained, []
                 for stream in drained:
-                    stream.owner.drained()
+                    if stream.owner is not None:
+                        stream.owner.drained()
             elif self._postponed and sender.owed <= self.limits.owed_bytes:
                 self._postponed.popleft().proceed()
             else:
@@ -223,8 +224,9 @@ class GrpcProtocol(Protocol):
 
     def _rare(self, event: Event) -> None:
         if isinstance(event, StreamReset):
-            if event.stream.owner is not None:
-                event.stream.owner.cancelled()
+            owner, event.stream.owner = event.stream.owner, None
+            if owner is not None:
+                owner.cancelled()
         elif isinstance(event, RequestRefused):
             if event.stream.local_open:
                 self.engine.sender.headers(event.stream, answers.plain(431), end=True)

@@ -38,7 +38,9 @@ class ByteStream:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def Read(self, request: bytestream.ReadRequest, call: Call) -> AsyncIterator[tuple[bytes, bytes]]:
+    async def Read(
+        self, request: bytestream.ReadRequest, call: Call
+    ) -> tuple[bytes, bytes] | AsyncIterator[tuple[bytes, bytes]] | None:
         """A blob, or the part of it that was asked for."""
         digest = parse_read(request.resource_name)
         offset, limit = request.read_offset, request.read_limit
@@ -51,9 +53,10 @@ class ByteStream:
             (content,) = await self._store.read_many(Digests.of([digest]))
             if content is None:
                 raise BlobMissing(digest)
-            if content:
-                yield encoding.read_response(content)
-            return
+            return encoding.read_response(content) if content else None
+        return self._pieces(digest, offset, end)
+
+    async def _pieces(self, digest: Digest, offset: int, end: int) -> AsyncIterator[tuple[bytes, bytes]]:
         reader = await self._store.open(digest)
         try:
             while offset < end:

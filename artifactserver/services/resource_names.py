@@ -24,6 +24,10 @@ MAX_RESOURCE_NAME = 8192
 #: Segments that cannot be part of an instance name (REAPI 2.12).
 KEYWORDS = frozenset({"blobs", "uploads", "actions", "actionResults", "operations", "capabilities", "compressed-blobs"})
 
+#: How nearly all names look, without an instance and with nothing behind the size: found without taking them apart.
+_USUAL_READ = re.compile("blobs/([0-9a-f]{64})/([0-9]{1,18})").fullmatch
+_USUAL_WRITE = re.compile("uploads/[^/]{1,256}/blobs/([0-9a-f]{64})/([0-9]{1,18})").fullmatch
+
 _SIZE = re.compile("[0-9]{1,19}")
 _FUNCTIONS = frozenset(function.name.lower() for function in DigestFunction)
 _HASH_LENGTH = 32
@@ -35,6 +39,8 @@ def parse_read(name: str) -> Digest:
     :raises RpcError: INVALID_ARGUMENT, if it is no such name.
     :raises InvalidDigest: if what should be a digest in it is none.
     """
+    if usual := _USUAL_READ(name):
+        return Digest.parse(usual[1], int(usual[2]))
     segments = _split(name)
     start = _keyword(segments)
     if start is None:
@@ -48,6 +54,8 @@ def parse_write(name: str) -> Digest:
     :raises RpcError: INVALID_ARGUMENT, if it is no such name.
     :raises InvalidDigest: if what should be a digest in it is none.
     """
+    if usual := _USUAL_WRITE(name):
+        return Digest.parse(usual[1], int(usual[2]))
     segments = _split(name)
     start = _keyword(segments)
     if start is None:

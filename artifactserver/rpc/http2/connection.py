@@ -284,6 +284,8 @@ class Connection(BodyReader):
     def _response_ended(self, stream: Stream) -> None:
         """The sender has put the end of a response in line."""
         stream.local_open = False
+        # Its owner knows it as well: to part them frees both at once, and not when garbage is next looked for.
+        stream.owner = None
         del self.streams[stream.id]
         if stream.remote_open:
             # An early answer: tell the peer not to go on (section 8.1).
