@@ -1,14 +1,12 @@
-"""HTTP/2 frame by frame: what RFC 9113 asks of a server when a client is wrong, or unusual."""
+"""Each type of frame: what RFC 9113, section 6, asks of a server when a client is wrong, or unusual."""
 
 from __future__ import annotations
 
 import struct
 
 from hpack import Encoder
-from twisted.trial.unittest import SynchronousTestCase
 
 from artifactserver.rpc.http2 import (
-    ConnectionFailed,
     DataReceived,
     ErrorCode,
     GoAwayReceived,
@@ -16,6 +14,7 @@ from artifactserver.rpc.http2 import (
     RequestReceived,
     StreamReset,
 )
+from tests.http2_cases import Cases
 from tests.http2_peer import (
     ACK,
     CONTINUATION,
@@ -26,7 +25,6 @@ from tests.http2_peer import (
     HEADERS,
     PADDED,
     PING,
-    PREFACE,
     PRIORITY,
     PRIORITY_FLAG,
     PUSH_PROMISE,
@@ -41,87 +39,6 @@ from tests.http2_peer import (
     settings,
     window_update,
 )
-
-
-class Cases(SynchronousTestCase):
-    """What each test needs."""
-
-    def setUp(self) -> None:
-        self.peer = Peer()
-
-    def assert_connection_error(self, code: ErrorCode, *data: bytes, peer: Peer | None = None) -> None:
-        """After ``data`` the server says GOAWAY with ``code``, and listens no more."""
-        peer = peer or self.peer
-        events = peer.send(*data)
-        self.assertIsInstance(events[-1], ConnectionFailed)
-        self.assertEqual(peer.goaway_code(), code)
-        self.assertEqual(peer.send(request(101), frame(PING, payload=bytes(8))), [])
-        self.assertEqual(peer.frames(), [])
-
-    def assert_stream_error(self, code: ErrorCode, stream: int, *data: bytes) -> None:
-        """After ``data`` the server resets ``stream`` with ``code``, and serves others."""
-        self.peer.send(*data)
-        self.assertEqual(self.peer.resets(), [(stream, code)])
-        self.assertIsInstance(self.peer.send(request(stream + 200))[-1], RequestReceived)
-        self.assertIsNone(self.peer.goaway_code())
-
-
-class PrefaceTests(Cases):
-    """RFC 9113, section 3.4."""
-
-    def test_settings_come_first(self) -> None:
-        """The first thing a client hears is our SETTINGS, and that its window for the connection is larger."""
-        peer = Peer(greet=False)
-        first, second = peer.frames()
-        self.assertEqual((first.kind, first.flags, first.stream), (SETTINGS, 0, 0))
-        values = dict(struct.iter_unpack(">HL", first.payload))
-        self.assertEqual(values, {3: 1000, 4: 8 * 2**20, 5: 2**20, 6: 16 * 1024})
-        self.assertEqual((second.kind, second.stream, second.number), (WINDOW_UPDATE, 0, 32 * 2**20 - 65535))
-
-    def test_another_protocol(self) -> None:
-        """Somebody who does not speak HTTP/2 is told so in HTTP/2, at the first byte that shows it."""
-        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, b"PRI * HTTP/3", peer=Peer(greet=False))
-
-    def test_settings_must_follow(self) -> None:
-        """A client that starts with anything but SETTINGS is refused."""
-        for first in (frame(PING, payload=bytes(8)), request(1), frame(SETTINGS, ACK), frame(DATA, 0, 1), frame(99)):
-            self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, PREFACE, first, peer=Peer(greet=False))
-
-
-class FrameTests(Cases):
-    """Sections 4.1, 4.2 and 5.5."""
-
-    def test_unknown_frames_are_ignored(self) -> None:
-        """Frames of types and with flags that nobody has defined change nothing."""
-        self.peer.send(frame(0xBE, 0xFF, 7, b"x" * 1000), frame(0xBE), request(1))
-        self.assertEqual(len(self.peer.events), 1)
-        self.assertEqual(self.peer.frames(), [])
-
-    def test_reserved_bit_is_ignored(self) -> None:
-        """The highest bit of a stream number means nothing."""
-        self.peer.send(frame(HEADERS, END_HEADERS | END_STREAM, 1 | 1 << 31, block(*REQUEST)))
-        self.assertIsInstance(self.peer.events[-1], RequestReceived)
-        self.peer.send(frame(HEADERS, END_HEADERS, 3, block(*REQUEST)), frame(DATA, END_STREAM, 3 | 1 << 31, b"x"))
-        self.assertIsInstance(self.peer.events[-1], DataReceived)
-
-    def test_too_large(self) -> None:
-        """A frame beyond the size that we announced is refused before its payload has come."""
-        for kind, stream in ((DATA, 1), (HEADERS, 1), (SETTINGS, 0), (0xBE, 0), (CONTINUATION, 1)):
-            peer = Peer()
-            peer.send(request(1))
-            header = struct.pack(">L", 2**20 + 1)[1:] + bytes([kind, 0]) + struct.pack(">L", stream)
-            self.assert_connection_error(ErrorCode.FRAME_SIZE_ERROR, header, peer=peer)
-
-    def test_as_large_as_announced(self) -> None:
-        """A frame of exactly the announced size is welcome."""
-        self.peer.send(request(1), frame(DATA, END_STREAM, 1, bytes(2**20)))
-        event = self.peer.events[-1]
-        assert isinstance(event, DataReceived)
-        self.assertEqual(len(event.payload), 2**20)
-
-    def test_push_promise(self) -> None:
-        """A client cannot push."""
-        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, frame(PUSH_PROMISE, END_HEADERS, 1, bytes(8)))
 
 
 class DataTests(Cases):
@@ -142,7 +59,7 @@ class DataTests(Cases):
     def test_after_everything(self) -> None:
         """DATA on a stream whose response has ended too is a mistake that cannot be a matter of timing."""
         self.peer.send(request(1, end=True))
-        self.peer.engine.sender.answer(self.peer.stream(1), b"", (b"",), b"")
+        self.answer(1)
         self.assert_connection_error(ErrorCode.STREAM_CLOSED, frame(DATA, 0, 1, b"x"))
 
     def test_after_our_reset(self) -> None:
@@ -225,7 +142,7 @@ class HeadersTests(Cases):
     def test_closed_stream(self) -> None:
         """A stream that is over cannot be used again."""
         self.peer.send(request(1, end=True))
-        self.peer.engine.sender.answer(self.peer.stream(1), b"", (b"",), b"")
+        self.answer(1)
         self.assert_connection_error(ErrorCode.STREAM_CLOSED, request(1))
 
     def test_reset_stream(self) -> None:
@@ -352,8 +269,7 @@ class ResetTests(Cases):
     def test_on_closed_stream(self) -> None:
         """RST_STREAM for a call that is over already is nothing to speak of."""
         self.peer.send(request(1, end=True))
-        self.peer.engine.sender.answer(self.peer.stream(1), b"", (b"",), b"")
-        self.peer.frames()
+        self.answer(1)
         self.assertEqual(self.peer.send(frame(RST_STREAM, 0, 1, bytes(4))), [])
         self.assertEqual(self.peer.frames(), [])
 
@@ -398,6 +314,14 @@ class SettingsTests(Cases):
             (ACK, 0, bytes(6), ErrorCode.FRAME_SIZE_ERROR),
         ):
             self.assert_connection_error(code, frame(SETTINGS, flags, stream, payload), peer=Peer())
+
+
+class PushPromiseTests(Cases):
+    """Section 6.6."""
+
+    def test_push_promise(self) -> None:
+        """A client cannot push."""
+        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, frame(PUSH_PROMISE, END_HEADERS, 1, bytes(8)))
 
 
 class PingTests(Cases):
