@@ -131,29 +131,6 @@ class HeadersTests(Cases):
         """HEADERS belong to a stream."""
         self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, request(0))
 
-    def test_even_stream(self) -> None:
-        """Clients' streams have odd numbers."""
-        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, request(2))
-
-    def test_lower_stream(self) -> None:
-        """Stream numbers only grow."""
-        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, request(5), request(3))
-
-    def test_closed_stream(self) -> None:
-        """A stream that is over cannot be used again."""
-        self.peer.send(request(1, end=True))
-        self.answer(1)
-        self.assert_connection_error(ErrorCode.STREAM_CLOSED, request(1))
-
-    def test_reset_stream(self) -> None:
-        """Neither can one that its client has reset."""
-        self.peer.send(request(1), frame(RST_STREAM, 0, 1, bytes(4)))
-        self.assert_connection_error(ErrorCode.STREAM_CLOSED, request(1))
-
-    def test_after_the_end(self) -> None:
-        """A second header block after the end of a request costs that call."""
-        self.assert_stream_error(ErrorCode.STREAM_CLOSED, 1, request(1, end=True), request(1, end=True))
-
     def test_priority_and_padding(self) -> None:
         """Priority fields and padding in HEADERS are taken off."""
         payload = b"\x04" + bytes(5) + block(*REQUEST) + bytes(4)

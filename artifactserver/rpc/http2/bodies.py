@@ -66,6 +66,10 @@ class BodyReader(FrameReader):
                 self.sender.control(frames.window_update_frame(stream.id, stream.unreturned))
                 stream.unreturned = 0
 
+    def is_idle(self, stream_id: int) -> bool:
+        """Whether no stream of this number was ever opened: even ones would be ours to open, and we open none."""
+        return not stream_id & 1 or stream_id > self._last_stream
+
     def data_begins(self, length: int, flags: int, stream_id: int) -> None:
         self._window.receive(length)
         self._data_ends = bool(flags & END_STREAM)
@@ -75,7 +79,7 @@ class BodyReader(FrameReader):
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without a pad length")
         stream = self._data_stream = self.streams.get(stream_id)
         if stream is None:
-            if not stream_id or stream_id > self._last_stream:
+            if self.is_idle(stream_id):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on a stream that was not opened")
             if stream_id not in self._reset_here:
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, "DATA on a stream that is closed")

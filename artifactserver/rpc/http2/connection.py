@@ -159,8 +159,8 @@ class Connection(BodyReader):
         if kind == frames.PRIORITY:
             if not stream_id:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
-            if length != 5 and stream_id > self._last_stream:
-                # There is no stream to reset yet.
+            if length != 5 and stream_id not in self.streams:
+                # On a stream that is not open there is nothing to reset, and nothing may be sent.
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY of {length} bytes")
             if length != 5:
                 self.stream_fault(stream_id, StreamFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY of {length} bytes"))
@@ -263,7 +263,7 @@ class Connection(BodyReader):
         self._events.append(DataReceived(stream, b"", True))
 
     def _rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if not stream_id or stream_id > self._last_stream:
+        if self.is_idle(stream_id):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on a stream that was not opened")
         self._spend_reset()
         stream = self.streams.get(stream_id)
@@ -350,7 +350,7 @@ class Connection(BodyReader):
             return
         stream = self.streams.get(stream_id)
         if stream is None:
-            if stream_id > self._last_stream:
+            if self.is_idle(stream_id):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE on a stream that was not opened")
             return
         if not increment:
