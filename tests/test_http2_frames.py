@@ -349,12 +349,6 @@ class GoAwayTests(Cases):
         self.peer.send(frame(DATA, END_STREAM, 3, b"x"))
         self.assertIsInstance(self.peer.events[-1], DataReceived)
 
-    def test_last_stream(self) -> None:
-        """GOAWAY names the last stream that was accepted, so that a client knows what to repeat."""
-        self.peer.send(request(1), request(7), settings((2, 9)))
-        (goaway,) = self.peer.said(GOAWAY)
-        self.assertEqual(int.from_bytes(goaway.payload[:4], "big"), 7)
-
 
 class WindowUpdateTests(Cases):
     """Section 6.9."""

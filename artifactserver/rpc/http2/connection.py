@@ -113,7 +113,9 @@ class Connection(BodyReader):
         for stream in list(self.streams.values()):
             self._close(stream)
             ends.append(StreamReset(stream, fault.code))
-        self.sender.control(frames.goaway_frame(self._last_stream, fault.code, fault.reason))
+        # What was ignored has not been acted on, and no GOAWAY may name more than one before (section 6.8).
+        last = min(self._last_stream, self._ignore_above)
+        self.sender.control(frames.goaway_frame(last, fault.code, fault.reason))
         ends.append(ConnectionFailed(fault.code, fault.reason))
         return ends
 
@@ -213,15 +215,16 @@ class Connection(BodyReader):
         if not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's stream with an even number")
         self._last_stream = stream_id
+        if stream_id > self._ignore_above:
+            self._reset_here.append(stream_id)
+            self._more_headers(stream_id, block, ended)
+            return
         head: RequestHead | None
         try:
             # Even a request that will be refused is decoded: the connection's HPACK state depends on it.
             head = self._blocks.known(block) or self._blocks.request(block)
         except HeaderListTooLarge:
             head = None
-        if stream_id > self._ignore_above:
-            self._reset_here.append(stream_id)
-            return
         if len(self.streams) >= self.limits.streams_open:
             raise StreamFault(ErrorCode.REFUSED_STREAM, "too many calls at once")
         stream = self.streams[stream_id] = Stream(stream_id, self._stream_window, self.sender.initial_window)
