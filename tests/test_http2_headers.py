@@ -5,9 +5,10 @@ from __future__ import annotations
 from hpack import Decoder, Encoder
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.rpc.http2 import ErrorCode, Limits, StreamFault, encode
+from artifactserver.rpc.http2 import ErrorCode, Limits, Stream, StreamFault, encode
 from artifactserver.rpc.http2.headers import HeaderBlocks
-from tests.http2_peer import HEADERS, REQUEST, Peer, block, frame, request
+from tests.http2_cases import HEAD, TAIL
+from tests.http2_peer import HEADERS, REQUEST, Peer, block, frame, request, settings, window_update
 
 
 class SameBlockTests(SynchronousTestCase):
@@ -88,6 +89,85 @@ class EncodeTests(SynchronousTestCase):
             self.assertEqual(list(decoded), [(b":status", b"%d" % status), *fields])
         self.assertEqual(list(decoder.decode(encode([(b"grpc-status", b"0")]), raw=True)), [(b"grpc-status", b"0")])
         self.assertEqual(len(decoder.header_table.dynamic_entries), 0)
+
+
+class TableSizeTests(SynchronousTestCase):
+    """Section 4.3.1: a client whose decoder has less room than the 4096 bytes that it would have otherwise."""
+
+    def setUp(self) -> None:
+        self.peer = Peer()
+        self.sender = self.peer.engine.sender
+
+    def limit(self, *sizes: int) -> None:
+        """The client allows so much; its decoder then takes no block that does not heed it."""
+        self.peer.send(*[settings((1, size)) for size in sizes])
+        self.peer.decoder.max_allowed_table_size = sizes[-1]
+        self.peer.frames()
+
+    def open(self, number: int) -> Stream:
+        self.peer.send(request(number, end=True))
+        stream: Stream = self.peer.stream(number)
+        return stream
+
+    def blocks(self) -> list[bytes]:
+        """The header blocks that were sent, after the client's decoder has taken them."""
+        blocks = self.peer.said(HEADERS)
+        for each in blocks:
+            self.peer.headers(each)
+        return [each.payload for each in blocks]
+
+    def test_answer(self) -> None:
+        """The next header block begins with an update of the table's size, and those behind it do not."""
+        self.limit(100)
+        for number in (1, 3):
+            self.sender.answer(self.open(number), HEAD, (b"answer",), TAIL)
+        self.assertEqual(self.blocks(), [b"\x20" + HEAD, TAIL, HEAD, TAIL])
+
+    def test_headers_only(self) -> None:
+        """A response without a body does the same."""
+        self.limit(0)
+        self.sender.headers(self.open(1), TAIL, end=True)
+        self.sender.headers(self.open(3), HEAD)
+        self.assertEqual(self.blocks(), [b"\x20" + TAIL, HEAD])
+
+    def test_trailers(self) -> None:
+        """If trailers come next, they do it."""
+        stream = self.open(1)
+        self.sender.headers(stream, HEAD)
+        self.assertEqual(self.blocks(), [HEAD])
+        self.limit(0)
+        self.sender.finish(stream, TAIL)
+        self.assertEqual(self.blocks(), [b"\x20" + TAIL])
+
+    def test_trailers_that_wait(self) -> None:
+        """Trailers that wait for data to leave do it too."""
+        self.peer.send(settings((4, 0)))
+        self.sender.answer(self.open(1), HEAD, (b"answer",), TAIL)
+        self.assertEqual(self.blocks(), [HEAD])
+        self.limit(0)
+        self.peer.send(window_update(1, 4096))
+        self.assertEqual(self.blocks(), [b"\x20" + TAIL])
+
+    def test_down_and_up(self) -> None:
+        """A table that was smaller for a while is heeded even if it is as large as ever by now."""
+        self.limit(0, 4096)
+        self.sender.headers(self.open(1), HEAD)
+        self.assertEqual(self.blocks(), [b"\x20" + HEAD])
+
+    def test_said_once(self) -> None:
+        """Once its size is 0, no limit is below it."""
+        self.limit(1000)
+        self.sender.headers(self.open(1), HEAD)
+        self.assertEqual(self.blocks(), [b"\x20" + HEAD])
+        self.limit(4096, 10, 0)
+        self.sender.headers(self.open(3), HEAD)
+        self.assertEqual(self.blocks(), [HEAD])
+
+    def test_larger(self) -> None:
+        """More room is no reason to say anything."""
+        self.limit(4096, 2**32 - 1)
+        self.sender.headers(self.open(1), HEAD)
+        self.assertEqual(self.blocks(), [HEAD])
 
 
 class TooLargeTests(SynchronousTestCase):

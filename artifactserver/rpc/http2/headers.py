@@ -159,6 +159,9 @@ _STATIC_STATUS = {200: 8, 204: 9, 206: 10, 304: 11, 400: 12, 404: 13, 500: 14}
 _CONTENT_TYPE_NAME = 31
 _CONTENT_LENGTH_NAME = 28
 
+#: Tells the peer's decoder that our dynamic table has no room (RFC 7541, section 6.3); it never has anything in it.
+NO_TABLE = b"\x20"
+
 
 def _integer(value: int, bits: int, first: int = 0) -> bytes:
     """An HPACK integer in a prefix of ``bits`` bits; ``first`` holds the bits before it (RFC 7541, section 5.1)."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from artifactserver.rpc.http2 import frames
 from artifactserver.rpc.http2.errors import ConnectionFault, ErrorCode, Misuse, StreamFault
 from artifactserver.rpc.http2.frames import END_HEADERS, END_STREAM, HEADERS, frame_header
+from artifactserver.rpc.http2.headers import NO_TABLE
 from artifactserver.rpc.http2.streams import Stream
 
 #: How much is written at once: measured, larger ones do not gain anything.
@@ -41,6 +42,8 @@ class Sender:
         "_out",
         "_out_bytes",
         "_ready",
+        "_table_bytes",
+        "_table_update",
         "blocked",
         "control_frames",
         "drained",
@@ -55,6 +58,9 @@ class Sender:
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._ready: deque[Stream] = deque()
+        # How large our dynamic table may be for all that the peer's decoder has been told, and what to tell it next.
+        self._table_bytes = frames.DEFAULT_TABLE_BYTES
+        self._table_update = b""
         self.control_frames = 0
         self.blocked = False
         self.window = frames.DEFAULT_WINDOW
@@ -93,6 +99,16 @@ class Sender:
             if stream.queued:
                 self._schedule(stream)
 
+    def limit_table(self, size: int) -> None:
+        """The peer's new HEADER_TABLE_SIZE, of which we make no use.
+
+        Its decoder still wants to hear of a table that has to become smaller, at the start of the next header block
+        (RFC 9113, section 4.3.1; RFC 7541, section 4.2).
+        """
+        if size < self._table_bytes:
+            self._table_bytes = 0
+            self._table_update = NO_TABLE
+
     # What we want to say
 
     def control(self, frame: bytes) -> None:
@@ -104,7 +120,14 @@ class Sender:
     def answer(self, stream: Stream, head: bytes, body: tuple[bytes, ...], tail: bytes) -> None:
         """A whole response: headers, body, trailers; as one piece if it fits the windows."""
         size = sum(map(len, body))
-        if self.blocked or size > DIRECT or size > stream.send_window or size > self.window or size > self.frame_bytes:
+        if (
+            self.blocked
+            or size > DIRECT
+            or size > stream.send_window
+            or size > self.window
+            or size > self.frame_bytes
+            or self._table_update
+        ):
             self.headers(stream, head)
             self.data(stream, *body)
             self.finish(stream, tail)
@@ -131,7 +154,7 @@ class Sender:
         """Begin a response, or with ``end`` make it one of headers only."""
         if not stream.local_open:
             raise Misuse(f"headers on {stream}, whose response has ended")
-        self._put(frames.headers_frame(stream.id, block, end))
+        self._put_block(stream, block, end)
         if end:
             self._ended(stream)
 
@@ -168,7 +191,7 @@ class Sender:
         if stream.queued:
             stream.tail = tail
         else:
-            self._put(frames.headers_frame(stream.id, tail, True))
+            self._put_block(stream, tail, True)
             self._ended(stream)
 
     def forget(self, stream: Stream) -> None:
@@ -197,6 +220,14 @@ class Sender:
         self._out.append(frame)
         self._out_bytes += len(frame)
 
+    def _put_block(self, stream: Stream, block: bytes, end: bool) -> None:
+        if self._table_update:
+            block = self._table_update + block
+            self._table_update = b""
+        frame = frames.headers_frame(stream.id, block, end)
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+
     def _schedule(self, stream: Stream) -> None:
         if not stream.scheduled and stream.send_window > 0:
             stream.scheduled = True
@@ -217,7 +248,7 @@ class Sender:
             if stream.queued:
                 self._schedule(stream)
             elif stream.tail is not None:
-                self._put(frames.headers_frame(stream.id, stream.tail, True))
+                self._put_block(stream, stream.tail, True)
                 stream.tail = None
                 self._ended(stream)
 
