@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.rpc.http2 import ConnectionFailed, ErrorCode, Limits, Misuse, Stream, encode
+from artifactserver.rpc.http2 import ConnectionFailed, DataReceived, ErrorCode, Limits, Misuse, Stream, encode
 from artifactserver.rpc.http2.sending import PIECE, TURN
 from tests.http2_peer import (
     ACK,
@@ -99,6 +99,18 @@ class ReceivingTests(SynchronousTestCase):
         self.assertEqual([each.kind for each in peer.frames()], [SETTINGS, SETTINGS])
         peer.send(frame(SETTINGS, ACK), request(3), frame(DATA, 0, 3, bytes(4097)))
         self.assertEqual(peer.resets(), [(3, ErrorCode.FLOW_CONTROL_ERROR)])
+
+    def test_empty_data_needs_no_window(self) -> None:
+        """A request can be ended with empty DATA when its window is used up, or below zero since we made it smaller."""
+        peer = Peer(SMALL, greet=False)
+        peer.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", settings(), request(1), frame(DATA, 0, 1, bytes(10_000)))
+        peer.send(frame(SETTINGS, ACK), request(3), frame(DATA, 0, 3, bytes(4096)))
+        self.assertEqual((peer.stream(1).receive_window, peer.stream(3).receive_window), (4096 - 10_000, 0))
+        for number in (1, 3):
+            (event,) = peer.send(frame(DATA, END_STREAM, number))
+            assert isinstance(event, DataReceived)
+            self.assertTrue(event.ended)
+        self.assertEqual(peer.resets(), [])
 
     def test_releasing_too_much(self) -> None:
         """Giving back what was never received is a mistake of ours, and says so."""

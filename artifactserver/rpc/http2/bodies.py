@@ -86,7 +86,7 @@ class BodyReader(FrameReader):
         elif not stream.remote_open:
             self._data_stream = None
             self.stream_fault(stream_id, StreamFault(ErrorCode.STREAM_CLOSED, "DATA after the end of a request"))
-        elif length > stream.receive_window:
+        elif length > stream.receive_window and length:
             self._data_stream = None
             self.stream_fault(stream_id, StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "data beyond a stream's window"))
         else:
