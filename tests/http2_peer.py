@@ -18,6 +18,9 @@ END_HEADERS = 0x4
 PADDED = 0x8
 PRIORITY_FLAG = 0x20
 
+#: A name and a value: text, or bytes that need not be any.
+Field = tuple[str | bytes, str | bytes]
+
 REQUEST = (
     (":method", "POST"),
     (":scheme", "http"),
@@ -41,13 +44,13 @@ def window_update(stream: int, increment: int) -> bytes:
     return frame(WINDOW_UPDATE, stream=stream, payload=struct.pack(">L", increment))
 
 
-def block(*fields: tuple[str, str]) -> bytes:
+def block(*fields: Field) -> bytes:
     """A header block that leaves the dynamic table alone."""
     encoder = Encoder()
     return encoder.encode([(name, value, True) for name, value in fields], huffman=False)
 
 
-def request(stream: int, *, end: bool = False, fields: tuple[tuple[str, str], ...] = REQUEST) -> bytes:
+def request(stream: int, *, end: bool = False, fields: tuple[Field, ...] = REQUEST) -> bytes:
     """HEADERS of a request."""
     return frame(HEADERS, END_HEADERS | end, stream, block(*fields))
 

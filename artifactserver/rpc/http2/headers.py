@@ -23,7 +23,15 @@ _NAME = re.compile(rb"[!-9;-@\[-~]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]|\A[ \t]|[ \t]\Z")
 #: Fields that belong to one connection of HTTP/1.1 (section 8.2.2).
 _CONNECTION_FIELDS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
-_PSEUDO = frozenset({b":method", b":scheme", b":authority", b":path"})
+#: The pseudo-headers of requests, and what is valid in each (section 8.3.1): a token; the name of a scheme; visible
+#: ASCII without user information; a path without a fragment.
+_PSEUDO = {
+    b":method": re.compile(rb"[!#-'*+\-.0-9A-Z^-z|~]+").fullmatch,
+    b":scheme": re.compile(rb"[A-Za-z][A-Za-z0-9+\-.]*").fullmatch,
+    b":authority": re.compile(rb"[!-?A-~]*").fullmatch,
+    b":path": re.compile(rb"/[!-\"$-~]*|\*").fullmatch,
+}
+_DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 #: Blocks beyond this are not remembered: no client repeats them, and the cache shall stay small.
 _CACHEABLE = 4096
 
@@ -105,7 +113,7 @@ def _check_field(name: bytes, value: bytes) -> None:
         raise _malformed("an invalid header name")
     if _BAD_VALUE.search(value):
         raise _malformed("an invalid header value")
-    if name in _CONNECTION_FIELDS or (name == b"te" and value != b"trailers"):
+    if name in _CONNECTION_FIELDS or (name == b"te" and value.lower() != b"trailers"):
         raise _malformed("a connection-specific header")
 
 
@@ -113,6 +121,11 @@ def check_trailers(fields: Iterable[tuple[bytes, bytes]]) -> None:
     """:raises StreamFault: if they are malformed, as with a pseudo-header they are (RFC 9113, section 8.1)."""
     for name, value in fields:
         _check_field(name, value)
+
+
+def _normal(authority: bytes, scheme: bytes) -> bytes:
+    """An authority in the one form in which it can be compared (RFC 3986, sections 6.2.2.1 and 6.2.3)."""
+    return authority.lower().removesuffix(_DEFAULT_PORTS.get(scheme.lower(), b":"))
 
 
 def request_head(fields: Iterable[tuple[bytes, bytes]]) -> RequestHead:
@@ -126,7 +139,8 @@ def request_head(fields: Iterable[tuple[bytes, bytes]]) -> RequestHead:
     host: bytes | None = None
     for name, value in fields:
         if name[:1] == b":":
-            if regular or name in pseudo or name not in _PSEUDO or _BAD_VALUE.search(value):
+            valid = _PSEUDO.get(name)
+            if regular or valid is None or name in pseudo or not valid(value):
                 raise _malformed("a pseudo-header that is unknown, repeated, late or invalid")
             pseudo[name] = value
             continue
@@ -136,19 +150,22 @@ def request_head(fields: Iterable[tuple[bytes, bytes]]) -> RequestHead:
                 raise _malformed("an invalid content-length")
             content_length = int(value)
         elif name == b"host":
+            if host is not None:
+                raise _malformed("two hosts")
             host = value
         regular.append((name, value))
     method = pseudo.get(b":method", b"")
+    scheme = pseudo.get(b":scheme", b"")
     path = pseudo.get(b":path", b"")
     authority = pseudo.get(b":authority", b"")
     if method == b"CONNECT":
-        if b":path" in pseudo or b":scheme" in pseudo or not authority:
+        if path or scheme or not authority:
             raise _malformed("CONNECT with a path or a scheme, or without an authority")
-    elif not method or not path or b":scheme" not in pseudo:
+    elif not method or not scheme or not path:
         raise _malformed("a request without method, scheme or path")
-    elif path[:1] != b"/" and path != b"*":
+    elif path == b"*" and method != b"OPTIONS":
         raise _malformed("a path that does not start with a slash")
-    if authority and host is not None and host != authority:
+    if authority and host is not None and _normal(host, scheme) != _normal(authority, scheme):
         raise _malformed("a host that is not the authority")
     return RequestHead(method, path, authority or host or b"", content_length, tuple(regular))
 
