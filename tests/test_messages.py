@@ -198,3 +198,8 @@ class MetadataTests(SynchronousTestCase):
                 "grpc-trace-bin": b"\0\1",
             },
         )
+
+    def test_cookies(self) -> None:
+        """A cookie that comes in crumbs is put together as a browser would have sent it."""
+        crumbs = [(b"cookie", b"a=1"), (b"x", b"y"), (b"cookie", b"b=2; c=3"), (b"cookie", b"d=4")]
+        self.assertEqual(metadata_of(crumbs), {"cookie": "a=1; b=2; c=3; d=4", "x": "y"})

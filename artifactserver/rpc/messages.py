@@ -239,5 +239,7 @@ def metadata_of(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str | bytes]
         else:
             text = value.decode("latin-1")
             before = metadata.get(name)
-            metadata[name] = f"{before},{text}" if isinstance(before, str) else text
+            # A cookie may come in crumbs, which are put together in a way of their own (RFC 9113, section 8.2.3).
+            between = "; " if field == b"cookie" else ","
+            metadata[name] = f"{before}{between}{text}" if isinstance(before, str) else text
     return metadata
