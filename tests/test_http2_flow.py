@@ -1,22 +1,25 @@
-"""Flow control: windows in both directions, who is sent what and when, and what leaves first."""
+"""Flow control: windows in both directions, and what leaves first (RFC 9113, sections 5.2, 6.5.3 and 6.9)."""
 
 from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.rpc.http2 import ConnectionFailed, DataReceived, ErrorCode, Limits, Misuse, Stream, encode
+from artifactserver.rpc.http2 import ConnectionFailed, DataReceived, ErrorCode, Limits, Misuse, Stream
 from artifactserver.rpc.http2.sending import PIECE, TURN
+from tests.http2_cases import HEAD, TAIL
 from tests.http2_peer import (
     ACK,
     DATA,
     END_STREAM,
     HEADERS,
     PING,
+    REQUEST,
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
     Frame,
     Peer,
+    block,
     frame,
     parse,
     request,
@@ -24,8 +27,6 @@ from tests.http2_peer import (
     window_update,
 )
 
-HEAD = encode([(b"content-type", b"application/grpc")], status=200)
-TAIL = encode([(b"grpc-status", b"0")])
 SMALL = Limits(stream_window=4096, connection_window=16384, message_bytes=1024)
 
 
@@ -58,6 +59,42 @@ class ReceivingTests(SynchronousTestCase):
             peer.send(frame(DATA, 8, 1, b"\xff" + bytes(255)))
             peer.frames()
         self.assertEqual(peer.stream(1).receive_window + peer.stream(1).unreturned, 4096)
+
+    def test_everything_counts_against_the_connection(self) -> None:
+        """Data that nobody wants takes the connection's window like any other, and gives it back at once."""
+        limits = Limits(stream_window=4096, connection_window=80_000, message_bytes=1024)
+        payload = bytes(4000)
+        for name, begin in {
+            "after our reset": lambda peer: peer.engine.reset(peer.stream(1), ErrorCode.CANCEL),
+            "after an early answer": lambda peer: peer.engine.sender.answer(peer.stream(1), HEAD, (b"",), TAIL),
+            "after the end": lambda peer: peer.send(frame(DATA, END_STREAM, 1)),
+            "after goodbye": lambda peer: (peer.engine.goaway(), peer.send(request(3))),
+            "beyond the stream's window": lambda peer: peer.send(frame(DATA, 0, 1, bytes(4097))),
+            "beyond the content-length": lambda peer: peer.send(frame(DATA, 0, 1, bytes(4001))),
+        }.items():
+            peer = Peer(limits)
+            peer.send(request(1, fields=(*REQUEST, ("content-length", "4000"))))
+            begin(peer)
+            peer.frames()
+            sent = 0
+            for _ in range(100):
+                peer.send(frame(DATA, 0, 3 if name == "after goodbye" else 1, payload))
+                sent += len(payload)
+            back = sum(each.number for each in peer.said(WINDOW_UPDATE) if each.stream == 0)
+            self.assertGreater(back, sent - 40_000, name)
+            self.assertFalse(peer.engine.failed, name)
+
+    def test_only_data_counts(self) -> None:
+        """Headers, trailers and unknown frames need no window at all."""
+        peer = Peer(SMALL)
+        peer.send(request(1), frame(DATA, 0, 1, bytes(4096)))
+        for number in range(3, 43, 2):
+            peer.send(request(number), frame(DATA, 0, number, bytes(3000)))
+        self.assertEqual(peer.engine._window._left, 65_535 - 4096 - 20 * 3000)
+        peer.send(frame(DATA, 0, 41, bytes(1000)), frame(0xBE, 0, 1, bytes(10_000)), request(43))
+        peer.send(frame(HEADERS, 5, 1, block(("trailer", "x" * 3000))))
+        self.assertEqual(peer.engine._window._left, 439)
+        self.assertEqual(peer.frames(), [])
 
     def test_given_back_when_consumed(self) -> None:
         """Window is given back as data is consumed, and not before, in few large steps."""
@@ -168,6 +205,56 @@ class SendingTests(SynchronousTestCase):
         self.assertEqual(sum(size for _, size in self.sizes(self.peer.frames())), 65_535)
         self.peer.send(window_update(0, 1000))
         self.assertEqual(sum(size for _, size in self.sizes(self.peer.frames())), 1000)
+
+    def test_first_windows(self) -> None:
+        """Until a client says otherwise, each stream and the connection may be sent 65,535 bytes."""
+        stream = self.open(1)
+        self.sender.data(stream, bytes(70_000))
+        self.assertEqual(sum(size for _, size in self.sizes(self.peer.frames())), 65_535)
+        self.peer.send(window_update(0, 1))
+        self.assertEqual(self.peer.frames(), [])
+        self.peer.send(window_update(1, 2))
+        self.assertEqual(self.sizes(self.peer.frames()), [(1, 1)])
+
+    def test_headers_need_no_window(self) -> None:
+        """Only data waits for a window: headers, trailers and an empty answer do not."""
+        self.peer.send(settings((4, 0)), request(1, end=True), request(3, end=True), request(5, end=True))
+        self.peer.frames()
+        self.sender.answer(self.peer.stream(1), HEAD, (b"",), TAIL)
+        self.sender.headers(self.peer.stream(3), HEAD)
+        self.sender.finish(self.peer.stream(3), TAIL)
+        self.sender.headers(self.peer.stream(5), TAIL, end=True)
+        said = [(each.kind, each.stream, each.payload) for each in self.peer.frames() if each.kind != DATA]
+        self.assertEqual([payload for _, stream, payload in said if stream == 1], [HEAD, TAIL])
+        self.assertEqual([payload for _, stream, payload in said if stream == 3], [HEAD, TAIL])
+        self.assertEqual([payload for _, stream, payload in said if stream == 5], [TAIL])
+
+    def test_later_streams(self) -> None:
+        """A new initial window holds for streams that come later too, and not for the connection."""
+        self.peer.send(settings((4, 100_000)))
+        self.sender.data(self.open(1), bytes(100_000))
+        self.assertEqual(sum(size for _, size in self.sizes(self.peer.frames())), 65_535)
+        self.peer.send(settings((4, 10)), window_update(0, 100_000))
+        self.sender.data(self.open(3), bytes(100))
+        self.assertEqual(self.sizes(self.peer.frames()), [(3, 10)])
+
+    def test_growing_window(self) -> None:
+        """A larger initial window sets free what waits on open streams."""
+        self.peer.send(settings((4, 10)))
+        self.sender.data(self.open(1), bytes(100))
+        self.assertEqual(self.sizes(self.peer.frames()), [(1, 10)])
+        self.peer.send(settings((4, 30)))
+        self.assertEqual(self.sizes(self.peer.frames()), [(1, 20)])
+
+    def test_read_while_blocked(self) -> None:
+        """While the transport takes no more, what a client says is still read and acted on."""
+        stream = self.open(1)
+        self.sender.data(stream, bytes(100_000))
+        self.sender.blocked = True
+        self.peer.send(window_update(1, 50_000), window_update(0, 50_000), settings((5, 2**20)))
+        self.assertEqual((stream.send_window, self.sender.window), (115_535, 115_535))
+        self.peer.send(frame(RST_STREAM, 0, 1, bytes(4)))
+        self.assertEqual(self.sender.owed, 0)
 
     def test_shrinking_window(self) -> None:
         """A client may make its windows smaller, even below zero, while data waits."""

@@ -1,10 +1,8 @@
-"""Each type of frame: what RFC 9113, section 6, asks of a server when a client is wrong, or unusual."""
+"""Each type of frame but those of headers: what RFC 9113, section 6, asks of a server when a client is unusual."""
 
 from __future__ import annotations
 
 import struct
-
-from hpack import Encoder
 
 from artifactserver.rpc.http2 import (
     DataReceived,
@@ -17,7 +15,6 @@ from artifactserver.rpc.http2 import (
 from tests.http2_cases import Cases
 from tests.http2_peer import (
     ACK,
-    CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -84,13 +81,36 @@ class DataTests(Cases):
             self.assertTrue(parts[-1].ended)
 
     def test_padding_only(self) -> None:
-        """A frame may be all padding."""
+        """A frame may be all padding, the last one too."""
         self.peer.send(request(1), frame(DATA, PADDED, 1, b"\x03" + bytes(3)))
         self.assertEqual(len(self.peer.events), 1)
+        self.peer.send(frame(DATA, PADDED | END_STREAM, 1, b"\xff" + bytes(255)))
+        event = self.peer.events[-1]
+        assert isinstance(event, DataReceived)
+        self.assertEqual((event.payload, event.ended), (b"", True))
+
+    def test_padding_of_anything(self) -> None:
+        """What padding consists of is not looked at."""
+        self.peer.send(request(1), frame(DATA, PADDED, 1, b"\x03hello\x01\xffx"))
+        event = self.peer.events[-1]
+        assert isinstance(event, DataReceived)
+        self.assertEqual(event.payload, b"hello")
 
     def test_padding_too_long(self) -> None:
-        """Padding as long as the frame is no padding."""
-        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, request(1), frame(DATA, PADDED, 1, b"\x06hello"))
+        """Padding as long as the frame is no padding, also on a stream that was reset, and however it was cut."""
+        for wrong in (b"\x06hello", b"\x01", b"\xff" + bytes(254)):
+            self.assert_connection_error(
+                ErrorCode.PROTOCOL_ERROR, request(1), frame(DATA, PADDED, 1, wrong), peer=Peer()
+            )
+            peer = Peer()
+            peer.send(request(1), frame(DATA, PADDED, 1, wrong)[:9])
+            peer.engine.reset(peer.stream(1), ErrorCode.CANCEL)
+            peer.frames()
+            self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, wrong[:1], wrong[1:], peer=peer)
+            peer = Peer()
+            peer.send(request(1, end=True), frame(DATA, 0, 1))
+            peer.frames()
+            self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, frame(DATA, PADDED, 1, wrong), peer=peer)
 
     def test_padded_and_empty(self) -> None:
         """A padded frame has at least the length of its padding."""
@@ -116,101 +136,6 @@ def parts_payload(parts: list[DataReceived]) -> list[bytes]:
     return [bytes(part.payload) for part in parts]
 
 
-class HeadersTests(Cases):
-    """Sections 4.3, 5.1, 5.1.1, 6.2 and 6.10."""
-
-    def test_request(self) -> None:
-        """A request is told with its head, and whether there is a body."""
-        self.peer.send(request(1), request(3, end=True))
-        first, second = self.peer.events
-        assert isinstance(first, RequestReceived) and isinstance(second, RequestReceived)
-        self.assertEqual((first.head.method, first.head.path, first.ended), (b"POST", b"/test.Service/Method", False))
-        self.assertTrue(second.ended)
-
-    def test_on_stream_zero(self) -> None:
-        """HEADERS belong to a stream."""
-        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, request(0))
-
-    def test_priority_and_padding(self) -> None:
-        """Priority fields and padding in HEADERS are taken off."""
-        payload = b"\x04" + bytes(5) + block(*REQUEST) + bytes(4)
-        self.peer.send(frame(HEADERS, END_HEADERS | PADDED | PRIORITY_FLAG, 1, payload))
-        self.assertIsInstance(self.peer.events[-1], RequestReceived)
-
-    def test_bad_padding(self) -> None:
-        """Padding longer than the frame, and frames too short for their fields, are refused with the right code."""
-        cases = [
-            (PADDED, b"\x05abc", ErrorCode.PROTOCOL_ERROR),
-            (PADDED, b"", ErrorCode.FRAME_SIZE_ERROR),
-            (PRIORITY_FLAG, bytes(4), ErrorCode.FRAME_SIZE_ERROR),
-            (PADDED | PRIORITY_FLAG, b"\x01" + bytes(5), ErrorCode.PROTOCOL_ERROR),
-        ]
-        for flags, payload, code in cases:
-            self.assert_connection_error(code, frame(HEADERS, END_HEADERS | flags, 1, payload), peer=Peer())
-
-    def test_continuation(self) -> None:
-        """A header block may be spread over frames, END_STREAM being said in the first."""
-        whole = block(*REQUEST)
-        self.peer.send(
-            frame(HEADERS, END_STREAM, 1, whole[:3]),
-            frame(CONTINUATION, 0, 1, whole[3:7]),
-            frame(CONTINUATION, 0, 1),
-            frame(CONTINUATION, END_HEADERS, 1, whole[7:]),
-        )
-        event = self.peer.events[-1]
-        assert isinstance(event, RequestReceived)
-        self.assertTrue(event.ended)
-
-    def test_nothing_comes_between(self) -> None:
-        """Within a header block no other frame may come, known or not, nor one of another stream."""
-        for other in (frame(PING, payload=bytes(8)), frame(0xBE), frame(DATA, 0, 1), request(3)):
-            self.assert_connection_error(
-                ErrorCode.PROTOCOL_ERROR, frame(HEADERS, 0, 1, block(*REQUEST)), other, peer=Peer()
-            )
-        self.assert_connection_error(
-            ErrorCode.PROTOCOL_ERROR, frame(HEADERS, 0, 1), frame(CONTINUATION, END_HEADERS, 3), peer=Peer()
-        )
-
-    def test_continuation_of_nothing(self) -> None:
-        """CONTINUATION has something to continue."""
-        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, request(1), frame(CONTINUATION, END_HEADERS, 1))
-
-    def test_trailers(self) -> None:
-        """Trailers end a request."""
-        self.peer.send(request(1), frame(HEADERS, END_HEADERS | END_STREAM, 1, block(("a", "b"))))
-        event = self.peer.events[-1]
-        assert isinstance(event, DataReceived)
-        self.assertEqual((event.payload, event.ended), (b"", True))
-
-    def test_bad_trailers(self) -> None:
-        """Trailers that do not end the request, or have pseudo-headers, cost that call."""
-        for flags, fields in ((END_HEADERS, (("a", "b"),)), (END_HEADERS | END_STREAM, ((":path", "/"),))):
-            self.peer = Peer()
-            self.assert_stream_error(ErrorCode.PROTOCOL_ERROR, 1, request(1), frame(HEADERS, flags, 1, block(*fields)))
-
-    def test_undecodable(self) -> None:
-        """A header block that HPACK cannot decode costs the connection: its state is lost."""
-        for bad in (
-            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
-            b"\x80",
-            b"\xc0",
-            b"\x00\x05a",
-            b"\x3f\xff\xff\x03",
-        ):
-            self.assert_connection_error(ErrorCode.COMPRESSION_ERROR, frame(HEADERS, 5, 1, bad), peer=Peer())
-
-    def test_refused_headers_still_count(self) -> None:
-        """A request that is refused leaves its entries in the header table, which later ones rely on."""
-        peer = self.peer
-        encoder = Encoder()
-        bad = encoder.encode([*REQUEST, ("Bad", "name"), ("x-later", "value")])
-        good = encoder.encode([*REQUEST, ("x-later", "value")])
-        peer.send(frame(HEADERS, 5, 1, bad), frame(HEADERS, 5, 3, good))
-        event = peer.events[-1]
-        assert isinstance(event, RequestReceived)
-        self.assertIn((b"x-later", b"value"), event.head.fields)
-
-
 class PriorityTests(Cases):
     """Section 6.3: deprecated, and still to be parsed."""
 
@@ -220,13 +145,30 @@ class PriorityTests(Cases):
         self.assertEqual(len(self.peer.events), 1)
         self.assertEqual(self.peer.frames(), [])
 
+    def test_opens_nothing(self) -> None:
+        """A priority for a stream that is not open yet does not open it, nor close those below."""
+        self.peer.send(frame(PRIORITY, 0, 9, bytes(5)), request(1), request(9))
+        self.assertEqual([type(event) for event in self.peer.events], [RequestReceived] * 2)
+        self.assertEqual(self.peer.frames(), [])
+
+    def test_of_itself(self) -> None:
+        """A stream that depends on itself was a mistake in RFC 7540; what priorities say is not looked at any more."""
+        itself = struct.pack(">LB", 1 << 31 | 1, 255)
+        self.peer.send(frame(PRIORITY, 0, 1, itself))
+        self.peer.send(frame(HEADERS, END_HEADERS | PRIORITY_FLAG, 1, itself + block(*REQUEST)))
+        self.assertEqual([type(event) for event in self.peer.events], [RequestReceived])
+        self.assertEqual(self.peer.frames(), [])
+
     def test_on_stream_zero(self) -> None:
         """A priority belongs to a stream."""
         self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, frame(PRIORITY, 0, 0, bytes(5)))
 
     def test_wrong_size(self) -> None:
         """PRIORITY of another size than five bytes costs its stream, or the connection if there is no stream yet."""
-        self.assert_stream_error(ErrorCode.FRAME_SIZE_ERROR, 1, request(1), frame(PRIORITY, 0, 1, bytes(4)))
+        for number, size in ((1, 0), (3, 4), (5, 6), (7, 1000)):
+            wrong = frame(PRIORITY, 0, number, bytes(size))
+            self.assert_stream_error(ErrorCode.FRAME_SIZE_ERROR, number, request(number), wrong)
+            self.peer = Peer()
         self.assert_connection_error(ErrorCode.FRAME_SIZE_ERROR, frame(PRIORITY, 0, 901, bytes(4)))
 
 
@@ -268,15 +210,39 @@ class SettingsTests(Cases):
         self.peer.send(settings(), settings((4, 100), (0xFFFF, 7)), settings((1, 0), (3, 0), (6, 10)))
         self.assertEqual([(each.kind, each.flags) for each in self.peer.frames()], [(SETTINGS, ACK)] * 3)
 
+    def test_unknown(self) -> None:
+        """Settings that nobody has defined, and those that ask nothing of a server, change nothing."""
+        values = [(name, value) for name in (0, 7, 8, 9, 0xFFFF) for value in (0, 1, 2**32 - 1)]
+        self.peer.send(settings(*values, (2, 1), (3, 0), (3, 2**32 - 1), (6, 0), (6, 2**32 - 1)), request(1))
+        self.assertEqual([type(event) for event in self.peer.events], [RequestReceived])
+        self.assertEqual([(each.kind, each.flags) for each in self.peer.frames()], [(SETTINGS, ACK)])
+
     def test_values(self) -> None:
-        """Values that are not allowed are refused with the code that the RFC names."""
+        """Values that are not allowed are refused with the code that the RFC names, and not acknowledged."""
         for name, value, code in (
             (2, 2, ErrorCode.PROTOCOL_ERROR),
+            (2, 2**32 - 1, ErrorCode.PROTOCOL_ERROR),
             (4, 2**31, ErrorCode.FLOW_CONTROL_ERROR),
+            (4, 2**32 - 1, ErrorCode.FLOW_CONTROL_ERROR),
+            (5, 0, ErrorCode.PROTOCOL_ERROR),
             (5, 16383, ErrorCode.PROTOCOL_ERROR),
             (5, 2**24, ErrorCode.PROTOCOL_ERROR),
         ):
-            self.assert_connection_error(code, settings((name, value)), peer=Peer())
+            for values in ([(name, value)], [(4, 100), (name, value), (name, 16384 if name == 5 else 0)]):
+                peer = Peer()
+                peer.send(settings(*values))
+                self.assertEqual([(each.kind, each.code) for each in peer.frames()], [(GOAWAY, code)])
+
+    def test_in_order(self) -> None:
+        """Of a setting that comes twice, the last value counts, and those before it have to be possible too."""
+        self.peer.send(request(1), settings((4, 5), (4, 10), (5, 2**20), (5, 20_000)))
+        self.peer.frames()
+        self.peer.send(settings((4, 20), (4, 15)))
+        self.peer.engine.sender.data(self.peer.stream(1), bytes(100))
+        self.assertEqual([len(each.payload) for each in self.peer.said(DATA)], [15])
+        self.assertEqual(self.peer.engine.sender.frame_bytes, 20_000)
+        self.peer.send(window_update(1, 16))
+        self.assert_connection_error(ErrorCode.FLOW_CONTROL_ERROR, settings((4, 2**31 - 1), (4, 0)))
 
     def test_edges(self) -> None:
         """Values at the edge of what is allowed are accepted."""
@@ -287,6 +253,7 @@ class SettingsTests(Cases):
         """SETTINGS on a stream, of a strange size, or an acknowledgement with a payload is refused."""
         for flags, stream, payload, code in (
             (0, 1, b"", ErrorCode.PROTOCOL_ERROR),
+            (ACK, 1, b"", ErrorCode.PROTOCOL_ERROR),
             (0, 0, bytes(5), ErrorCode.FRAME_SIZE_ERROR),
             (ACK, 0, bytes(6), ErrorCode.FRAME_SIZE_ERROR),
         ):
@@ -297,8 +264,13 @@ class PushPromiseTests(Cases):
     """Section 6.6."""
 
     def test_push_promise(self) -> None:
-        """A client cannot push."""
-        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, frame(PUSH_PROMISE, END_HEADERS, 1, bytes(8)))
+        """A client cannot push, on no stream and with no payload."""
+        for stream in (0, 1, 2, 3, 5):
+            for payload in (b"", bytes(4), struct.pack(">L", 2) + block(*REQUEST)):
+                peer = Peer()
+                peer.send(request(1), request(3, end=True))
+                wrong = frame(PUSH_PROMISE, END_HEADERS, stream, payload)
+                self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, wrong, peer=peer)
 
 
 class PingTests(Cases):
@@ -318,8 +290,9 @@ class PingTests(Cases):
 
     def test_faults(self) -> None:
         """PING on a stream, or of another size than eight bytes, is refused."""
-        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, frame(PING, 0, 1, bytes(8)))
-        self.assert_connection_error(ErrorCode.FRAME_SIZE_ERROR, frame(PING, 0, 0, bytes(7)), peer=Peer())
+        for flags in (0, ACK):
+            self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, frame(PING, flags, 1, bytes(8)), peer=Peer())
+            self.assert_connection_error(ErrorCode.FRAME_SIZE_ERROR, frame(PING, flags, 0, bytes(7)), peer=Peer())
 
 
 class GoAwayTests(Cases):
@@ -363,15 +336,39 @@ class WindowUpdateTests(Cases):
         """WINDOW_UPDATE of 0 on a stream costs that stream."""
         self.assert_stream_error(ErrorCode.PROTOCOL_ERROR, 1, request(1), window_update(1, 0))
 
+    def test_reserved_bit(self) -> None:
+        """The highest bit of an increment means nothing, and makes no 0 into more."""
+        self.peer.send(request(1), window_update(1, 1 << 31 | 5), window_update(0, 1 << 31 | 7))
+        self.assertEqual(self.peer.stream(1).send_window, 65_535 + 5)
+        self.assertEqual(self.peer.engine.sender.window, 65_535 + 7)
+        self.assert_stream_error(ErrorCode.PROTOCOL_ERROR, 1, window_update(1, 1 << 31))
+        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, window_update(0, 1 << 31))
+
     def test_on_a_closed_stream(self) -> None:
         """WINDOW_UPDATE may arrive late."""
         self.peer.send(request(1), frame(RST_STREAM, 0, 1, bytes(4)), window_update(1, 5))
         self.assertEqual(self.peer.frames(), [])
 
+    def test_as_large_as_can_be(self) -> None:
+        """Windows of exactly 2**31 - 1 are in order, and so is as much on top of a window below zero."""
+        self.peer.send(request(1), window_update(1, 2**31 - 65_536), window_update(0, 2**31 - 65_536))
+        self.peer.send(request(3))
+        self.peer.engine.sender.data(self.peer.stream(3), bytes(65_535))
+        self.peer.frames()
+        self.peer.send(settings((4, 0)), window_update(3, 2**31 - 1))
+        self.assertEqual(self.peer.stream(1).send_window, 2**31 - 1 - 65_535)
+        self.assertEqual(self.peer.stream(3).send_window, 2**31 - 1 - 65_535)
+        self.assertEqual(self.peer.resets(), [])
+        self.assertEqual(len(self.peer.events), 2)
+
     def test_overflow(self) -> None:
-        """A window beyond 2**31 - 1 costs the stream, or the connection."""
-        self.assert_stream_error(ErrorCode.FLOW_CONTROL_ERROR, 1, request(1), window_update(1, 2**31 - 65535))
-        self.assert_connection_error(ErrorCode.FLOW_CONTROL_ERROR, window_update(0, 2**31 - 65535))
+        """A window beyond 2**31 - 1 costs the stream, or the connection, in one step or in many."""
+        self.assert_stream_error(ErrorCode.FLOW_CONTROL_ERROR, 1, request(1), window_update(1, 2**31 - 65_535))
+        steps = [window_update(203, 2**30 - 1)] * 3
+        self.assert_stream_error(ErrorCode.FLOW_CONTROL_ERROR, 203, request(203), *steps)
+        self.assert_connection_error(ErrorCode.FLOW_CONTROL_ERROR, window_update(0, 2**31 - 65_535))
+        steps = [window_update(0, 2**30 - 1)] * 3
+        self.assert_connection_error(ErrorCode.FLOW_CONTROL_ERROR, *steps, peer=Peer())
 
     def test_overflow_by_settings(self) -> None:
         """An initial window that makes an open stream's overflow costs the connection."""

@@ -1,14 +1,160 @@
-"""Header blocks: remembering what the same block means, and making ours."""
+"""Header blocks: on their way here, remembered with what they mean, and ours (RFC 9113, sections 4.3, 6.2 and 6.10)."""
 
 from __future__ import annotations
 
 from hpack import Decoder, Encoder
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.rpc.http2 import ErrorCode, Limits, Stream, StreamFault, encode
+from artifactserver.rpc.http2 import ErrorCode, Limits, RequestReceived, Stream, StreamFault, encode
 from artifactserver.rpc.http2.headers import HeaderBlocks
-from tests.http2_cases import HEAD, TAIL
-from tests.http2_peer import HEADERS, REQUEST, Peer, block, frame, request, settings, window_update
+from tests.http2_cases import HEAD, TAIL, Cases
+from tests.http2_peer import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PADDED,
+    PING,
+    PRIORITY,
+    PRIORITY_FLAG,
+    PUSH_PROMISE,
+    REQUEST,
+    RST_STREAM,
+    SETTINGS,
+    Peer,
+    block,
+    frame,
+    request,
+    settings,
+    window_update,
+)
+
+
+class HeadersTests(Cases):
+    """Sections 4.3, 6.2 and 6.10: HEADERS and CONTINUATION."""
+
+    def test_request(self) -> None:
+        """A request is told with its head, and whether there is a body."""
+        self.peer.send(request(1), request(3, end=True))
+        first, second = self.peer.events
+        assert isinstance(first, RequestReceived) and isinstance(second, RequestReceived)
+        self.assertEqual((first.head.method, first.head.path, first.ended), (b"POST", b"/test.Service/Method", False))
+        self.assertTrue(second.ended)
+
+    def test_on_stream_zero(self) -> None:
+        """HEADERS belong to a stream."""
+        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, request(0))
+
+    def test_priority_and_padding(self) -> None:
+        """Priority fields and padding in HEADERS are taken off."""
+        payload = b"\x04" + bytes(5) + block(*REQUEST) + bytes(4)
+        self.peer.send(frame(HEADERS, END_HEADERS | PADDED | PRIORITY_FLAG, 1, payload))
+        self.assertIsInstance(self.peer.events[-1], RequestReceived)
+
+    def test_bad_padding(self) -> None:
+        """Padding longer than the frame, and frames too short for their fields, are refused with the right code."""
+        cases = [
+            (PADDED, b"\x05abc", ErrorCode.PROTOCOL_ERROR),
+            (PADDED, b"", ErrorCode.FRAME_SIZE_ERROR),
+            (PRIORITY_FLAG, bytes(4), ErrorCode.FRAME_SIZE_ERROR),
+            (PADDED | PRIORITY_FLAG, bytes(5), ErrorCode.FRAME_SIZE_ERROR),
+            (PADDED | PRIORITY_FLAG, b"\x01" + bytes(5), ErrorCode.PROTOCOL_ERROR),
+        ]
+        for flags, payload, code in cases:
+            for ends in (0, END_HEADERS):
+                self.assert_connection_error(code, frame(HEADERS, ends | flags, 1, payload), peer=Peer())
+
+    def test_nothing_but_padding(self) -> None:
+        """Padding may be all there is: the header block is empty then, which is not yet a mistake of its frame."""
+        whole = block(*REQUEST)
+        self.peer.send(frame(HEADERS, PADDED, 1, b"\x03" + bytes(3)), frame(CONTINUATION, END_HEADERS, 1, whole))
+        self.assertIsInstance(self.peer.events[-1], RequestReceived)
+        self.assert_stream_error(
+            ErrorCode.PROTOCOL_ERROR, 3, frame(HEADERS, END_HEADERS | PADDED, 3, b"\x03" + bytes(3))
+        )
+
+    def test_continuation(self) -> None:
+        """A header block may be spread over frames, END_STREAM being said in the first."""
+        whole = block(*REQUEST)
+        self.peer.send(
+            frame(HEADERS, END_STREAM, 1, whole[:3]),
+            frame(CONTINUATION, 0, 1, whole[3:7]),
+            frame(CONTINUATION, 0, 1),
+            frame(CONTINUATION, END_HEADERS, 1, whole[7:]),
+        )
+        event = self.peer.events[-1]
+        assert isinstance(event, RequestReceived)
+        self.assertTrue(event.ended)
+
+    def test_nothing_comes_between(self) -> None:
+        """Within a header block no other frame may come, of any type, known or not, on any stream."""
+        for other in (
+            frame(DATA, 0, 1, b"x"),
+            request(3),
+            frame(HEADERS, END_HEADERS, 1, block(*REQUEST)),
+            frame(PRIORITY, 0, 1, bytes(5)),
+            frame(RST_STREAM, 0, 1, bytes(4)),
+            settings(),
+            frame(SETTINGS, ACK),
+            frame(PUSH_PROMISE, END_HEADERS, 1, bytes(8)),
+            frame(PING, payload=bytes(8)),
+            frame(GOAWAY, payload=bytes(8)),
+            window_update(0, 1),
+            frame(CONTINUATION, END_HEADERS, 3, block(*REQUEST)),
+            frame(CONTINUATION, END_HEADERS, 0),
+            frame(0xBE),
+        ):
+            for between in (b"", frame(CONTINUATION, 0, 1)):
+                self.assert_connection_error(
+                    ErrorCode.PROTOCOL_ERROR, frame(HEADERS, 0, 1, block(*REQUEST)), between, other, peer=Peer()
+                )
+
+    def test_continuation_of_nothing(self) -> None:
+        """CONTINUATION has something to continue: not a block that is whole, nor anything but a block."""
+        continuation = frame(CONTINUATION, END_HEADERS, 1, block(*REQUEST))
+        whole = frame(HEADERS, 0, 1, block(*REQUEST)) + frame(CONTINUATION, END_HEADERS, 1)
+        for before in (b"", request(1), whole, request(1) + frame(DATA, 0, 1, b"x"), request(1, end=True)):
+            self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, before, continuation, peer=Peer())
+        self.assert_connection_error(ErrorCode.PROTOCOL_ERROR, frame(CONTINUATION, END_HEADERS, 0))
+
+    def test_undecodable(self) -> None:
+        """A header block that HPACK cannot decode costs the connection: its state is lost.  So it is with trailers."""
+        for bad in (
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",  # an index that does not end
+            b"\x80",  # index 0
+            b"\xc0",  # an index that the table does not have
+            b"\x00\x05a",  # a name that the block is too short for
+            b"\x00\x01a",  # a name without a value
+            b"\x00\x01a\x81\xff",  # padding of eight bits behind Huffman's code
+            b"\x00\x01a\x81\x18",  # padding that is not of ones
+            b"\x00\x01a\x84\xff\xff\xff\xff",  # Huffman's end of string
+            b"\x3f\xff\xff\x03",  # a table larger than we allow
+            block(*REQUEST) + b"\x20",  # a new size of the table, not at the start
+        ):
+            for ends in (END_HEADERS, END_HEADERS | END_STREAM):
+                self.assert_connection_error(ErrorCode.COMPRESSION_ERROR, frame(HEADERS, ends, 1, bad), peer=Peer())
+            for before in (request(1), request(1, end=True)):
+                self.assert_connection_error(
+                    ErrorCode.COMPRESSION_ERROR,
+                    before,
+                    frame(HEADERS, END_STREAM, 1, bad[:1]),
+                    frame(CONTINUATION, END_HEADERS, 1, bad[1:]),
+                    peer=Peer(),
+                )
+
+    def test_refused_headers_still_count(self) -> None:
+        """A request that is refused leaves its entries in the header table, which later ones rely on."""
+        peer = self.peer
+        encoder = Encoder()
+        bad = encoder.encode([*REQUEST, ("Bad", "name"), ("x-later", "value")])
+        good = encoder.encode([*REQUEST, ("x-later", "value")])
+        peer.send(frame(HEADERS, 5, 1, bad), frame(HEADERS, 5, 3, good))
+        event = peer.events[-1]
+        assert isinstance(event, RequestReceived)
+        self.assertIn((b"x-later", b"value"), event.head.fields)
 
 
 class SameBlockTests(SynchronousTestCase):
