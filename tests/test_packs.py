@@ -118,20 +118,27 @@ class ReadEntryTests(SynchronousTestCase):
         files = PackFiles(directory)
         fd = files.descriptor(7).fd
         length = entry_bytes(32, 5)
-        for wait in (False, True):
-            self.assertEqual(read_entry(fd, Place(7, 0, 5), KIND_BLOB, 1, one.hash, wait), b"first")
-            self.assertEqual(read_entry(fd, Place(7, length, 5), KIND_BLOB, 1, two.hash, wait), b"other")
-            for place, kind, hash in (
-                (Place(7, 0, 5), KIND_BLOB, two.hash),
-                (Place(7, 0, 4), KIND_BLOB, one.hash),
-                (Place(7, 0, 6), KIND_BLOB, one.hash),
-                (Place(7, 1, 5), KIND_BLOB, one.hash),
-                (Place(7, 0, 5), KIND_BLOB + 1, one.hash),
-                (Place(7, 2 * length, 5), KIND_BLOB, one.hash),
-                (Place(7, 2 * length - 1, 5), KIND_BLOB, two.hash),
+
+        def waiting(offset: int, stored: int, kind: int, hash: bytes) -> bytes:
+            return read_entry(fd, Place(7, offset, stored), kind, 1, hash)
+
+        def at_once(offset: int, stored: int, kind: int, hash: bytes) -> bytes:
+            return files.read_resident(7, offset, stored, kind, 1, hash)
+
+        for read, failures in ((waiting, DamagedEntry), (at_once, (DamagedEntry, NotResident))):
+            self.assertEqual(read(0, 5, KIND_BLOB, one.hash), b"first")
+            self.assertEqual(read(length, 5, KIND_BLOB, two.hash), b"other")
+            for offset, stored, kind, hash in (
+                (0, 5, KIND_BLOB, two.hash),
+                (0, 4, KIND_BLOB, one.hash),
+                (0, 6, KIND_BLOB, one.hash),
+                (1, 5, KIND_BLOB, one.hash),
+                (0, 5, KIND_BLOB + 1, one.hash),
+                (2 * length, 5, KIND_BLOB, one.hash),
+                (2 * length - 1, 5, KIND_BLOB, two.hash),
             ):
-                with self.assertRaises(DamagedEntry if wait else (DamagedEntry, NotResident)):
-                    read_entry(fd, place, kind, 1, hash, wait)
+                with self.assertRaises(failures):
+                    read(offset, stored, kind, hash)
         writer.close()
 
 

@@ -50,7 +50,7 @@ class ByteStream:
             raise RpcError(Code.OUT_OF_RANGE, f"there is no offset {offset} in a blob of {digest.size} bytes")
         end = min(digest.size, offset + limit) if limit else digest.size
         if offset == 0 and end == digest.size <= self.gathered_bytes:
-            (content,) = await self._store.read_many(Digests.of([digest]))
+            (content,) = await self._store.read_many(Digests([digest.key], [digest.size]))
             if content is None:
                 raise BlobMissing(digest)
             return encoding.read_response(content) if content else None
@@ -124,7 +124,7 @@ class ByteStream:
         return bytestream.QueryWriteStatusResponse(committed_size=0, complete=False)
 
     async def _is_present(self, digest: Digest) -> bool:
-        return not await self._store.find_missing(Digests.of([digest]))
+        return not await self._store.find_missing(Digests([digest.key], [digest.size]))
 
 
 class _Progress:

@@ -237,7 +237,7 @@ class _Check:
         except FileNotFoundError as error:
             return str(error)
         try:
-            content = read_entry(fd, place, KIND_BLOB, digest.key[0], digest.hash, wait=True)
+            content = read_entry(fd, place, KIND_BLOB, digest.key[0], digest.hash)
         except DamagedEntry as error:
             return str(error)
         finally:
@@ -291,7 +291,7 @@ class _Check:
         except FileNotFoundError as error:
             return str(error)
         try:
-            content = read_entry(fd, row.place, KIND_RECORD, 0, record, wait=True)
+            content = read_entry(fd, row.place, KIND_RECORD, 0, record)
         except DamagedEntry as error:
             return str(error)
         finally:

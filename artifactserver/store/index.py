@@ -270,8 +270,7 @@ class Index:
                 if generation != table.generation:
                     table = self._table = self._read_table(txn, generation)
                 get = txn.get
-                distinct = set(keys)
-                if len(distinct) == len(keys):
+                if len(keys) == 1 or len(distinct := set(keys)) == len(keys):
                     return [get(key) for key in keys], table
                 # The row of a large blob is large: who names one a thousand times gets it a thousand times, but once.
                 rows = {key: get(key) for key in distinct}

@@ -23,6 +23,7 @@ an exclusive ``flock``.
 from __future__ import annotations
 
 import fcntl
+import functools
 import mmap
 import os
 import struct
@@ -41,6 +42,9 @@ PACK_BYTES = 256 * 1024 * 1024
 
 #: Packs kept open for reading by one process; the one read longest ago is closed first.
 OPEN_PACKS = 128
+
+#: Bytes of an entry for which a reader keeps a buffer: those of all small blobs.
+_USUAL_ENTRY = 65 * 1024
 
 KIND_BLOB = 1
 KIND_RECORD = 2
@@ -125,37 +129,36 @@ def entry_bytes(hash_bytes: int, stored: int) -> int:
     return _HEADER.size + hash_bytes + stored
 
 
-def read_entry(fd: int, place: Place, kind: int, function: int, hash: bytes, wait: bool) -> bytes:
+@functools.lru_cache(maxsize=1024)
+def _description(kind: int, function: int, hash_bytes: int, stored: int) -> bytes:
+    """The part of an entry's head between checksum and hash, made once for all entries of a length."""
+    return _DESCRIPTION.pack(kind, ENCODING_IDENTITY, function, hash_bytes, stored, stored)
+
+
+def _check(entry: memoryview, kind: int, function: int, hash: bytes, stored: int) -> None:
+    """:raises DamagedEntry: if this is not the entry that the other arguments describe."""
+    checksum = _CRC.pack(crc32(entry[_CHECKED_FROM:]))
+    found = entry[: _HEADER.size + len(hash)]
+    if found != MAGIC + checksum + _description(kind, function, len(hash), stored) + hash:
+        if found[_CHECKED_FROM:] == _description(kind, function, len(hash), stored) + hash:
+            raise DamagedEntry("its checksum is wrong")
+        raise DamagedEntry("another entry stands there, or none")
+
+
+def read_entry(fd: int, place: Place, kind: int, function: int, hash: bytes) -> bytes:
     """The content of the entry at ``place``, which must be the one that the other arguments describe.
 
-    :param wait: whether to wait for the disk.
-    :raises NotResident: if ``wait`` is false and the content is not in memory.
+    It waits for the disk.
+
     :raises DamagedEntry: if anything there is not as it was written.
     """
-    length = _HEADER.size + len(hash) + place.stored
-    if wait or not _NOWAIT:
-        raw = os.pread(fd, length, place.offset)
-    else:
-        buffer = bytearray(length)
-        try:
-            got = os.preadv(fd, (buffer,), place.offset, _NOWAIT)
-        except BlockingIOError:
-            raise NotResident from None
-        except OSError:  # a file system without this flag
-            got = os.preadv(fd, (buffer,), place.offset)
-        if 0 < got < length:
-            raise NotResident
-        raw = memoryview(buffer)[:got]  # type: ignore[assignment]
-    if len(raw) != length:
-        raise DamagedEntry(f"the pack ends at {place.offset + len(raw)}, inside the entry")
     start = _HEADER.size + len(hash)
-    described = _DESCRIPTION.pack(kind, ENCODING_IDENTITY, function, len(hash), place.stored, place.stored) + hash
-    if raw[:4] != MAGIC or raw[_CHECKED_FROM:start] != described:
-        raise DamagedEntry("another entry stands there, or none")
-    with memoryview(raw) as view:
-        if crc32(view[_CHECKED_FROM:]) != _CRC.unpack_from(raw, 4)[0]:
-            raise DamagedEntry("its checksum is wrong")
-        return bytes(view[start:])
+    raw = os.pread(fd, start + place.stored, place.offset)
+    if len(raw) != start + place.stored:
+        raise DamagedEntry(f"the pack ends at {place.offset + len(raw)}, inside the entry")
+    with memoryview(raw) as entry:
+        _check(entry, kind, function, hash, place.stored)
+    return raw[start:]
 
 
 class PackWriter:
@@ -256,12 +259,14 @@ class PackWriter:
 
 
 class PackFiles:
-    """The packs of a repository, open for reading; used by one thread, though what it hands out may travel."""
+    """The packs of a repository, open for reading; used by one thread, though a descriptor of it may travel."""
 
     def __init__(self, directory: Path, limit: int = OPEN_PACKS) -> None:
         self._directory = directory
         self._limit = limit
         self._open: OrderedDict[int, disk.Descriptor] = OrderedDict()
+        # What is read stands here while it is checked: a fifth less work than in a new buffer each time.
+        self._buffer = memoryview(bytearray(_USUAL_ENTRY))
 
     def descriptor(self, pack: int) -> disk.Descriptor:
         """:raises FileNotFoundError: if the pack has no file."""
@@ -273,6 +278,32 @@ class PackFiles:
         elif len(self._open) == self._limit:
             self._open.move_to_end(pack)
         return found
+
+    def read_resident(self, pack: int, offset: int, stored: int, kind: int, function: int, hash: bytes) -> bytes:
+        """As `read_entry`, without waiting for the disk.
+
+        :raises NotResident: if the content is not in memory.
+        :raises DamagedEntry: if anything there is not as it was written.
+        :raises FileNotFoundError: if the pack has no file.
+        """
+        fd = self.descriptor(pack).fd
+        start = _HEADER.size + len(hash)
+        length = start + stored
+        entry = self._buffer[:length] if length <= _USUAL_ENTRY else memoryview(bytearray(length))
+        if not _NOWAIT:
+            raise NotResident
+        try:
+            got = os.preadv(fd, (entry,), offset, _NOWAIT)
+        except BlockingIOError:
+            raise NotResident from None
+        except OSError:  # a file system without this flag
+            got = os.preadv(fd, (entry,), offset)
+        if got != length:
+            if got:
+                raise NotResident
+            raise DamagedEntry(f"the pack ends at {offset}, before the entry")
+        _check(entry, kind, function, hash, stored)
+        return bytes(entry[start:])
 
     def forget(self, keep: frozenset[int]) -> None:
         """Let go of every pack that is not among ``keep``: its file may be gone, and must not fill the disk."""

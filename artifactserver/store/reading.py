@@ -77,25 +77,27 @@ class Reading:
     async def contents(self, digests: Digests) -> list[bytes | None]:
         """The content of each blob; `None` for one that is missing."""
         values, table = self.look_up(digests)
+        keys, sizes = digests.keys, digests.sizes
         found: list[bytes | None] = [None] * len(values)
         cold: list[tuple[int, Place, Descriptor]] = []
         doubtful: list[int] = []
-        packs = table.all
+        packs, read = table.all, self._packs.read_resident
         for position, value in enumerate(values):
             if value is None or len(value) != PACKED_BYTES or value[0] != PACKED:
-                if value is not None or digests.sizes[position] == 0:
+                if value is not None or sizes[position] == 0:
                     doubtful.append(position)
                 continue
             _, size, pack, stored, offset = unpack_packed(value)
-            if size != digests.sizes[position] or pack not in packs:
+            if size != sizes[position] or pack not in packs:
                 continue
-            key = digests.keys[position]
-            place = Place(pack, offset, stored)
+            if stored != size:  # A damaged row, and maybe a size for which there is no memory.
+                doubtful.append(position)
+                continue
+            key = keys[position]
             try:
-                descriptor = self._packs.descriptor(pack)
-                found[position] = read_entry(descriptor.fd, place, KIND_BLOB, key[0], key[1:], wait=False)
+                found[position] = read(pack, offset, stored, KIND_BLOB, key[0], key[1:])
             except NotResident:
-                cold.append((position, place, descriptor))
+                cold.append((position, Place(pack, offset, stored), self._packs.descriptor(pack)))
             except (DamagedEntry, OSError):
                 doubtful.append(position)
         if cold:
@@ -115,6 +117,8 @@ class Reading:
                 raise BlobMissing(digest)
             try:
                 if isinstance(place, Place):
+                    if place.stored != digest.size:
+                        raise DamagedEntry("the index says that it has another length in its pack")
                     return MemoryReader(await self.entry(place, KIND_BLOB, digest.key[0], digest.hash))
                 return self._filed(digest, place.row, value)
             except (DamagedEntry, OSError) as error:
@@ -149,13 +153,11 @@ class Reading:
 
         :raises DamagedEntry: and `OSError`: if it is not there.
         """
-        descriptor = self._packs.descriptor(place.pack)
         try:
-            return read_entry(descriptor.fd, place, kind, function, hash, wait=False)
+            return self._packs.read_resident(place.pack, place.offset, place.stored, kind, function, hash)
         except NotResident:
-            content: bytes = await self._in_thread(
-                lambda: read_entry(descriptor.fd, place, kind, function, hash, wait=True)
-            )
+            descriptor = self._packs.descriptor(place.pack)
+            content: bytes = await self._in_thread(lambda: read_entry(descriptor.fd, place, kind, function, hash))
             return content
 
     def _filed(self, digest: Digest, row: FileRow, value: bytes) -> FileReader:
@@ -174,7 +176,7 @@ def _read_cold(digests: Digests, cold: list[tuple[int, Place, Descriptor]], foun
     for position, place, descriptor in cold:
         key = digests.keys[position]
         try:
-            found[position] = read_entry(descriptor.fd, place, KIND_BLOB, key[0], key[1:], wait=True)
+            found[position] = read_entry(descriptor.fd, place, KIND_BLOB, key[0], key[1:])
         except (DamagedEntry, OSError):
             doubtful.append(position)
     return doubtful

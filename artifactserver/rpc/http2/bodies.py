@@ -70,6 +70,31 @@ class BodyReader(FrameReader):
         """Whether no stream of this number was ever opened: even ones would be ours to open, and we open none."""
         return not stream_id & 1 or stream_id > self._last_stream
 
+    def data_whole(self, data: bytes, start: int, stop: int, flags: int, stream_id: int) -> None:
+        size = stop - start
+        stream = self.streams.get(stream_id)
+        if (
+            stream is None
+            or not stream.remote_open
+            or not 1 < size <= stream.receive_window
+            or stream.body_left >= 0
+            or flags & PADDED
+        ):
+            self.data_begins(size, flags, stream_id)
+            self.data_part(data, start, stop, 0)
+            return
+        # For nearly all frames, the same in one go.
+        self._window.receive(size)
+        stream.receive_window -= size
+        stream.moved = True
+        ended = bool(flags & END_STREAM)
+        if ended:
+            stream.remote_open = False
+        if size >= VIEW_LEAST and size * VIEW_SHARE >= len(data):
+            self._events.append(DataReceived(stream, memoryview(data)[start:stop], ended))
+        else:
+            self._events.append(DataReceived(stream, data[start:stop], ended))
+
     def data_begins(self, length: int, flags: int, stream_id: int) -> None:
         self._window.receive(length)
         self._data_ends = bool(flags & END_STREAM)

@@ -45,8 +45,12 @@ class FrameReader:
         """:raises ConnectionFault: if this frame may not come now."""
         raise NotImplementedError
 
+    def data_whole(self, data: bytes, start: int, stop: int, flags: int, stream_id: int) -> None:
+        """A DATA frame that has arrived in one piece, with the payload ``data[start:stop]``."""
+        raise NotImplementedError
+
     def data_begins(self, length: int, flags: int, stream_id: int) -> None:
-        """A DATA frame begins."""
+        """A DATA frame begins that has not."""
         raise NotImplementedError
 
     def data_part(self, data: bytes, start: int, stop: int, left: int) -> None:
@@ -94,6 +98,12 @@ class FrameReader:
             kind = word & 0xFF
             stream_id &= 0x7FFFFFFF
             position += FRAME_HEADER
+            stop = position + length
+            if kind == DATA and stop <= end and length <= self._most and not self.particular:
+                self.frames_received += 1
+                self.data_whole(data, position, stop, flags, stream_id)
+                position = stop
+                continue
             frame = small.get(kind)
             if self.particular or length > self._most or frame is None:
                 if self._begins(kind, length, flags, stream_id, frame):
@@ -102,7 +112,6 @@ class FrameReader:
                 self._bad_length(kind, length, frame)
             else:
                 self.frames_received += 1
-            stop = position + length
             if stop > end:
                 self._partial += data[position - FRAME_HEADER :]
                 self._needed = FRAME_HEADER + length
