@@ -12,6 +12,8 @@ import socket
 
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorSocket
 
+from artifactserver.accepted import AcceptedConnection
+
 #: Connections that may wait to be accepted.  BuildStream 1 opens a new one for every element.
 BACKLOG = 1024
 
@@ -57,6 +59,7 @@ def open_sockets(interface: str | None, port: int) -> list[socket.socket]:
 def adopt(reactor: IReactorSocket, listening: socket.socket, factory: IProtocolFactory) -> IListeningPort:
     """Let the reactor accept what connects; ``listening`` itself is closed."""
     port = reactor.adoptStreamPort(listening.fileno(), listening.family, factory)  # type: ignore[arg-type]
+    port.transport = AcceptedConnection  # type: ignore[attr-defined]
     # It has a duplicate of the socket, and has set the backlog to a default of its own.
     listening.listen(BACKLOG)
     listening.close()

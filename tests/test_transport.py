@@ -114,6 +114,35 @@ class UnaryTests(SynchronousTestCase):
         self.assertEqual(self.wire.statuses()[1][0], status(Code.INTERNAL))
         self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
 
+    def test_only_response(self) -> None:
+        """A handler of a stream may return its only response, none, or what yields them; one is one write."""
+
+        class Returning:
+            async def Down(self, request: BytesValue, call: Any) -> Any:
+                if request.value == b"none":
+                    return None
+                if request.value == b"some":
+                    return self.some()
+                return BytesValue(value=request.value)
+
+            async def some(self) -> AsyncIterator[BytesValue]:
+                for value in (b"1", b"2"):
+                    yield BytesValue(value=value)
+
+        self.wire = Wire(implementation=Returning())
+        for stream, asked, answered in (
+            (1, b"one", value(b"one")),
+            (3, b"none", b""),
+            (5, b"some", value(b"1") + value(b"2")),
+        ):
+            self.wire.writes.clear()
+            self.wire.call(stream, "Down", asked, grpc_timeout="1S")
+            self.assertEqual(len(self.wire.writes), 1)
+            frames = self.wire.frames()
+            self.assertEqual(data(frames), answered)
+            self.assertTrue(frames[-1].flags & wire.END_STREAM)
+        self.assertEqual(self.wire.protocol.engine.streams, {})
+
     def test_serialized(self) -> None:
         """A handler may answer with bytes, or with bytes in pieces."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet import abstract
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -40,11 +39,6 @@ from artifactserver.rpc.unary import UnaryExchange
 
 if TYPE_CHECKING:
     from artifactserver.rpc.transport import GrpcFactory
-
-#: What a transport reads at once, and holds for writing before it says that it has enough.
-READ_BYTES = 256 * 1024
-#: What a transport hands to one call of ``send``.
-SEND_BYTES = 1024 * 1024
 
 #: How many distinct requests of a connection are remembered together with what they want.
 _REMEMBERED = 256
@@ -82,7 +76,6 @@ class GrpcProtocol(Protocol):
     def connectionMade(self) -> None:
         transport = self.transport
         assert transport is not None
-        _prepare(transport)
         self._caller = self.factory.caller_of(transport)
         self._account = self.factory.ledger.open(self._shed)
         self.factory.connections.add(self)
@@ -350,14 +343,3 @@ class GrpcProtocol(Protocol):
             if stream.owner is not None:
                 stream.owner.cancelled()
 
-
-def _prepare(transport: Any) -> None:
-    """Set the transport, below TLS if there is TLS, for few and large reads and writes, and for small answers now."""
-    while not isinstance(transport, abstract.FileDescriptor):
-        transport = getattr(transport, "transport", None)
-        if transport is None:
-            return
-    transport.bufferSize = READ_BYTES
-    transport.SEND_LIMIT = SEND_BYTES
-    if ITCPTransport.providedBy(transport):
-        transport.setTcpNoDelay(True)

@@ -40,11 +40,9 @@ class Quarantine:
         """The entry of a blob is damaged; ``value`` is its row."""
 
         def edit(changes: Changes) -> bool:
-            if changes.blob(digest.key) != value:
+            if not changes.remove_blob(digest.key, value):
                 return False
             self._copy(f"{digest.hex}.{place.pack:016x}.{place.offset}", len(digest.hash), place)
-            changes.remove_blob(digest.key, value)
-            changes.count(b"epoch")
             return True
 
         if await self._submit(Work(edit=edit)):
@@ -60,10 +58,8 @@ class Quarantine:
         """The file of a blob is damaged or gone; ``value`` is its row."""
 
         def edit(changes: Changes) -> bool:
-            if changes.blob(digest.key) != value:
+            if not changes.remove_blob(digest.key, value):
                 return False
-            changes.remove_blob(digest.key, value)
-            changes.count(b"epoch")
             row = FileRow.decode(value)
             if row is not None:
                 self._move(FileName.of_row(digest.key, row))

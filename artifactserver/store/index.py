@@ -113,7 +113,7 @@ class Changes:
 
     def put_file(self, key: bytes, row: FileRow) -> FileRow | None:
         """A blob in a file of its own; the file that it takes the place of, if there was one."""
-        before = self.remove_blob(key, self.blob(key))
+        before = self._take_out(key, self.blob(key))
         self._txn.put(key, row.encode(), db=self._index.blobs)
         self._txn.put(U32.pack(row.used) + key, b"", db=self._index.ages)
         self.count(b"file_bytes", row.size)
@@ -125,7 +125,15 @@ class Changes:
         if row is not None and used > row.used and self.blob(key) == value:
             self.put_file(key, replace(row, used=used))
 
-    def remove_blob(self, key: bytes, value: bytes | None) -> FileRow | None:
+    def remove_blob(self, key: bytes, value: bytes) -> bool:
+        """Remove a blob's row if it is still ``value``, and let everybody know that something is missing now."""
+        if self.blob(key) != value:
+            return False
+        self._take_out(key, value)
+        self.count(b"epoch")
+        return True
+
+    def _take_out(self, key: bytes, value: bytes | None) -> FileRow | None:
         """Remove a blob's row if it is still ``value``; the file it named, if it named one."""
         if value is None or self.blob(key) != value:
             return None
@@ -275,6 +283,14 @@ class Index:
                 # The row of a large blob is large: who names one a thousand times gets it a thousand times, but once.
                 rows = {key: get(key) for key in distinct}
                 return [rows[key] for key in keys], table
+        except lmdb.Error as error:
+            raise self._failure(error) from error
+
+    def state(self) -> tuple[bytes, bytes]:
+        """The generation of the packs and the eviction epoch: while both stay, nothing has been removed."""
+        try:
+            with self._env.begin(db=self.meta) as txn:
+                return txn.get(b"generation"), txn.get(b"epoch")
         except lmdb.Error as error:
             raise self._failure(error) from error
 

@@ -36,6 +36,7 @@ from artifactserver.store.interface import (
     StoreError,
 )
 from artifactserver.store.packs import KIND_RECORD, DamagedEntry
+from artifactserver.store.presence import Presence
 from artifactserver.store.reading import Reading
 from artifactserver.store.records import Change, WrittenChange, record_hash
 from artifactserver.store.repository import Repository
@@ -102,6 +103,7 @@ class LocalStore:
         layout = self._repository.layout
         self._committer = Committer(layout, self._index, self._reactor.callFromThread, self._now)
         self._quarantine = Quarantine(layout, self._committer.submit)
+        self._presence = Presence()
         self._reading = Reading(layout, self._index, self._in_thread, self._quarantine)
         self._pool.start()
         self._committer.start()
@@ -126,12 +128,16 @@ class LocalStore:
     # Blobs
 
     async def find_missing(self, digests: Digests) -> list[int]:
+        now = self._now()
+        if self._presence.knows(digests, self._index.state(), now):
+            return []
         values, table = self._reading.look_up(digests)
         sizes, ready = digests.sizes, table.ready
         missing = []
+        packed: list[tuple[bytes, int]] = []
         retiring: list[int] = []
         unused: dict[bytes, bytes] = {}
-        used = int(self._now())
+        used = int(now)
         for position, value in enumerate(values):
             if value is None:
                 missing.append(position)
@@ -139,7 +145,9 @@ class LocalStore:
                 _, size, pack, _, _ = unpack_packed(value)
                 if size != sizes[position]:
                     missing.append(position)
-                elif pack not in ready:
+                elif pack in ready:
+                    packed.append((digests.keys[position], size))
+                else:
                     (retiring if pack in table.retiring else missing).append(position)
             else:
                 row = FileRow.decode(value)
@@ -147,6 +155,7 @@ class LocalStore:
                     missing.append(position)
                 elif used - row.used > TOUCH_SECONDS:
                     unused[digests.keys[position]] = value
+        self._presence.learn(packed)
         if unused:
             self._touch(unused, used)
         if retiring:
