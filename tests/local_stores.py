@@ -24,9 +24,12 @@ class LocalStoreTestCase(TestCase):
         """Where no repository is yet."""
         return Path(self.mktemp())
 
-    def open_process(self, path: Path) -> StoreProcess:
-        """Another process that has the store at ``path`` open until the test ends."""
-        process = StoreProcess(path)
+    def open_process(self, path: Path, pause: str = "", fail: str = "") -> StoreProcess:
+        """Another process that has the store at ``path`` open until the test ends.
+
+        :param pause: and ``fail``: as of `StoreProcess`.
+        """
+        process = StoreProcess(path, pause, fail)
         self.addCleanup(process.kill)
         return process
 

@@ -145,6 +145,8 @@ class Committer:
         except PackTaken:
             batch.undo()
             if self._writer is not None:
+                if not self._writer.committed:  # then nothing in it was ever acknowledged
+                    self._writer.remove(self._layout.packs)
                 self._writer.close()
                 self._writer = None
             return self._commit(works)
@@ -205,14 +207,38 @@ class Committer:
                 elif now - row.made > ORPHAN_SECONDS and not (self._layout.packs / pack_name(pack)).exists():
                     changes.drop_pack(pack)
             pack = changes.new_pack(now)
+        return self._begin_pack(pack) or self._open_writer()
+
+    def _begin_pack(self, pack: int) -> PackWriter | None:
+        """Make the file of a pack that has a row; `None` if somebody took it over before it was locked."""
+        writer = None
         try:
-            return PackWriter.create(self._layout.packs, pack)
-        except BlockingIOError:  # somebody took it over before it was locked
-            return self._open_writer()
+            writer = PackWriter.create(self._layout.packs, pack)
+            disk.sync_directory(self._layout.packs)
+        except BlockingIOError:
+            return None
         except OSError:
-            with self._index.change() as changes:
-                changes.drop_pack(pack)
+            self._distrusted.add(pack)
+            try:
+                self._drop_unused(pack, writer)
+            finally:
+                if writer is not None:
+                    writer.close()
             raise
+        return writer
+
+    def _drop_unused(self, pack: int, writer: PackWriter | None) -> None:
+        """Drop a pack that could not be begun, unless another process has committed something in it.
+
+        If one is only about to, it will find the row gone, and take its batch elsewhere.
+        """
+        with self._index.change() as changes:
+            row = changes.pack(pack)
+            unused = row is not None and not row.committed
+            if unused:
+                changes.drop_pack(pack)
+        if unused and writer is not None:
+            writer.remove(self._layout.packs)
 
 
 def _answer(batch: Sequence[_Waiting], outcomes: Sequence[Any]) -> None:

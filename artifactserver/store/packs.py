@@ -22,6 +22,7 @@ an exclusive ``flock``.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import mmap
@@ -176,7 +177,7 @@ class PackWriter:
 
     @classmethod
     def create(cls, directory: Path, pack: int) -> PackWriter:
-        """A new and empty pack, its name already durable.
+        """A new and empty pack; its name is not durable yet.
 
         :raises FileExistsError: if there is a file of that name.
         :raises BlockingIOError: if another process took it over before it was locked.
@@ -184,13 +185,10 @@ class PackWriter:
         fd = os.open(directory / pack_name(pack), os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            disk.sync_directory(directory)
-        except BlockingIOError:
-            os.close(fd)
-            raise
+            if os.fstat(fd).st_size:
+                raise BlockingIOError(errno.EAGAIN, "another process has come and gone")
         except BaseException:
             os.close(fd)
-            disk.unlink(directory / pack_name(pack))
             raise
         return cls(pack, fd, 0)
 
@@ -252,6 +250,10 @@ class PackWriter:
         """Take back what was appended since the last commit."""
         disk.truncate(self._fd, self.committed)
         self._end = self.committed
+
+    def remove(self, directory: Path) -> None:
+        """Remove the file, which nobody has any use for."""
+        disk.unlink(directory / pack_name(self.pack))
 
     def close(self) -> None:
         with suppress(OSError):  # all that counts has been synced
