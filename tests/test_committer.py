@@ -10,14 +10,17 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from artifactserver.store import committer, fsck, rebuild
+from artifactserver.store import committer, disk, fsck, rebuild
+from artifactserver.store.batch import Work
 from artifactserver.store.digest import Digests
 from artifactserver.store.index import Index
-from artifactserver.store.interface import Blob, StoreBroken
-from artifactserver.store.packs import PackWriter
+from artifactserver.store.interface import Blob, Record, StoreBroken
+from artifactserver.store.packs import PackWriter, pack_name
+from artifactserver.store.records import Change
 from artifactserver.store.repository import prepare
+from artifactserver.store.rows import OPEN, SEALED
 from tests.local_stores import LocalStoreTestCase
-from tests.store_contract import put, random_blob
+from tests.store_contract import KEY, put, random_blob
 from tests.test_local_store import NoProgress
 
 DISK = "artifactserver.store.disk:"
@@ -165,3 +168,146 @@ class BeginningTests(CommitterTestCase):
         other.kill()
         await self.close_store(store)
         await self.verify(path, [ours, theirs])
+
+
+class GivingUpTests(CommitterTestCase):
+    """When a write fails, and taking it back fails as well, nothing is lost and the store goes on."""
+
+    def break_step(self, owner: Any, name: str, times: int = 1) -> Any:
+        """Let the next calls of a step fail."""
+        real = getattr(owner, name)
+        left = times
+
+        def step(*arguments: Any) -> Any:
+            nonlocal left
+            if left:
+                left -= 1
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*arguments)
+
+        return self.patch(owner, name, step)
+
+    def states(self, store: Any) -> dict[int, int]:
+        """The state of each pack that has a row."""
+        with store._index.change() as changes:
+            return {pack: row.state for pack, row in changes.packs() if row is not None}
+
+    async def refuse_one(self, store: Any) -> None:
+        """A blob and a record that are committed together, and refused together."""
+        each = random_blob()
+        work = Work(blobs=[each], change=Change(KEY, Record(KEY, b"refused", ())))
+        with self.assertRaises(StoreBroken):
+            await store._committer.submit(work)
+        self.assertEqual(await store.find_missing(Digests.of([each.digest])), [0])
+        self.assertIsNone(await store.get_record(KEY))
+        self.flushLoggedErrors(OSError)
+
+    async def test_truncate_fails(self) -> None:
+        """A batch that can be neither synced nor cut off is refused; its pack takes nothing more, from anybody."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        kept = random_blob()
+        await put(store, kept)
+        self.break_step(disk, "sync")
+        self.break_step(disk, "truncate", 100)
+        await self.refuse_one(store)
+        (pack,) = (path / "packs").iterdir()
+        left = pack.read_bytes()
+        self.assertIn(b"refused", left)
+        more = [random_blob() for _ in range(3)]
+        await put(store, more[0])
+        self.assertEqual(self.states(store), {0: SEALED, 1: OPEN})
+        await self.close_store(store)
+        store = await self.open_store(path)
+        await put(store, more[1])
+        other = self.open_process(path)
+        self.assertEqual(await other.call("add_many", [more[2]]), [None])
+        other.kill()
+        self.assertEqual(pack.read_bytes(), left)
+        self.assertEqual(await store.read_many(Digests.of([kept.digest])), [kept.content])
+        await self.close_store(store)
+        await self.verify(path, [kept, *more])
+
+    async def test_index_fails_too(self) -> None:
+        """When the pack cannot even be sealed, this process goes to another, and the next one cuts it back."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        kept, more, last = random_blob(), random_blob(), random_blob()
+        await put(store, kept)
+        self.break_step(disk, "sync")
+        truncate = self.break_step(disk, "truncate")
+        commit = self.break_step(Index, "_commit")
+        await self.refuse_one(store)
+        truncate.restore()
+        commit.restore()
+        await put(store, more)
+        self.assertEqual(self.states(store), {0: OPEN, 1: OPEN})
+        await self.close_store(store)
+        self.assertIn(b"refused", (path / "packs" / pack_name(0)).read_bytes())
+        store = await self.open_store(path)
+        await put(store, last)
+        await self.close_store(store)
+        self.assertNotIn(b"refused", (path / "packs" / pack_name(0)).read_bytes())
+        await self.verify(path, [kept, more, last])
+
+    async def test_unlink_fails(self) -> None:
+        """A file that cannot be taken back keeps nothing else from being taken back."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        kept, more = random_blob(), random_blob()
+        await put(store, kept)
+        uploads = []
+        for _ in range(2):
+            each = random_blob(100_000)
+            uploads.append(await store.upload(each.digest, "me"))
+            await uploads[-1].write(each.content)
+        received = []
+        for upload in uploads:
+            await upload._settled()
+            upload._flush()
+            await upload._settled()
+            received.append(upload._file.finish(0))
+        works = [Work(file=each) for each in received]
+        works.append(Work(blobs=[random_blob()], change=Change(KEY, Record(KEY, b"refused", ()))))
+        self.break_step(disk, "sync")
+        self.break_step(disk, "unlink")
+        failures = store._committer._commit(works)
+        self.flushLoggedErrors(OSError)
+        self.assertEqual([each.type for each in failures], [StoreBroken] * 3)
+        self.assertEqual(len(list(path.glob("blobs/*/*"))), 1)
+        self.assertEqual(self.states(store), {0: SEALED})
+        self.assertNotIn(b"refused", (path / "packs" / pack_name(0)).read_bytes())
+        for upload in uploads:
+            upload.close()
+        await put(store, more)
+        self.assertEqual(self.states(store), {0: SEALED, 1: OPEN})
+
+    async def test_pack_that_cannot_be_gone_on_with(self) -> None:
+        """A pack that was left, and cannot be opened or cut back, keeps nobody from uploading."""
+        for owner, name, state in (
+            (PackWriter, "seize", OPEN),
+            (disk, "truncate", SEALED),
+            (disk, "sync_directory", SEALED),
+        ):
+            path = self.new_path()
+            store = await self.open_store(path)
+            kept, more = random_blob(), random_blob()
+            if name == "sync_directory":  # which is done again only for a pack in which nothing is committed
+                with store._index.change() as changes:
+                    changes.new_pack(int(time.time()))
+                (path / "packs" / pack_name(0)).touch()
+                kept = random_blob(100_000)
+            await put(store, kept)
+            await self.close_store(store)
+            pack = path / "packs" / pack_name(0)
+            with open(pack, "ab") as file:
+                file.write(b"never committed")
+            left = pack.read_bytes()
+            store = await self.open_store(path)
+            patched = self.break_step(owner, name)
+            await put(store, more)
+            patched.restore()
+            self.assertEqual(self.states(store), {0: state, 1: OPEN}, name)
+            self.assertEqual(pack.read_bytes(), left if name != "sync_directory" else b"", name)
+            await self.close_store(store)
+            await self.verify(path, [kept, more])

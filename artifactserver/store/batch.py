@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from artifactserver.store import disk
 from artifactserver.store.files import FileName
 from artifactserver.store.index import Changes, Index
-from artifactserver.store.interface import Blob
+from artifactserver.store.interface import Blob, StoreError
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import (
     KIND_BLOB,
@@ -139,10 +139,19 @@ class Batch:
                 disk.unlink(path)
 
     def undo(self) -> None:
-        """Take back the names that a failed `commit` gave to files, but for those that the index knows after all."""
+        """Take back the names that a failed `commit` gave to files, but for those that the index knows after all.
+
+        :raises OSError: and `StoreError`: if that failed for some; the others are gone.
+        """
+        failed: Exception | None = None
         for name in self._linked:
-            if not (self.perhaps_committed and self._index.names_file(name)):
-                disk.unlink(name.below(self._layout.blobs))
+            try:
+                if not (self.perhaps_committed and self._index.names_file(name)):
+                    disk.unlink(name.below(self._layout.blobs))
+            except (OSError, StoreError) as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _append_blobs(self, writer: PackWriter) -> dict[bytes, bytes]:
         """Write all blobs to the pack; their rows, by key."""

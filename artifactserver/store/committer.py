@@ -19,11 +19,11 @@ from twisted.python.failure import Failure
 
 from artifactserver.store import disk
 from artifactserver.store.batch import Batch, PackTaken, Work
-from artifactserver.store.index import Index
+from artifactserver.store.index import Changes, Index
 from artifactserver.store.interface import StoreBroken, StoreError, TooBusy
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import PackWriter, pack_name
-from artifactserver.store.rows import OPEN, SEALED
+from artifactserver.store.rows import OPEN, SEALED, PackRow
 
 #: Bytes of blobs after which a batch takes no more work: what is handed in then waits for the next one.
 BATCH_BYTES = 32 * 1024 * 1024
@@ -143,7 +143,7 @@ class Committer:
                 self._writer = self._open_writer()
             batch.commit(self._writer if batch.appends else None)
         except PackTaken:
-            batch.undo()
+            self._undo(batch)
             if self._writer is not None:
                 if not self._writer.committed:  # then nothing in it was ever acknowledged
                     self._writer.remove(self._layout.packs)
@@ -162,52 +162,92 @@ class Committer:
         """Clean up after a batch that failed; the error for everybody in it."""
         self._log.failure("writing to the repository failed: {error}", error=error)
         try:
-            batch.undo()
+            self._undo(batch)
+        finally:
             if batch.appends:
                 self._give_up_pack(batch.perhaps_committed)
-        except (OSError, StoreError) as second:
-            self._log.error("cleaning up after that failed: {error}", error=second)
         if isinstance(error, StoreError):
             return error
         if isinstance(error, OSError):
             return disk.failure(error, "the upload")
         return StoreBroken(_OUR_FAULT)
 
+    def _undo(self, batch: Batch) -> None:
+        try:
+            batch.undo()
+        except (OSError, StoreError) as error:
+            self._log.error("cleaning up after that failed: {error}", error=error)
+
     def _give_up_pack(self, keep_end: bool) -> None:
+        """Seal this process's pack, and cut off what the failed batch has appended.
+
+        Either may fail as well.  The pack is not appended to by this process again; what stays behind its committed end
+        is nowhere in the index, and a process that takes the pack over, which only one that is not sealed allows, cuts
+        it off.
+        """
         writer, self._writer = self._writer, None
         if writer is None:
             return
         self._distrusted.add(writer.pack)
+        name = pack_name(writer.pack)
         try:
             with self._index.change() as changes:
                 row = changes.pack(writer.pack)
                 if row is not None and row.state == OPEN:
                     changes.set_pack_state(writer.pack, SEALED)
+        except (OSError, StoreError) as error:
+            self._log.error("pack {pack} could not be sealed: {error}", pack=name, error=error)
         finally:
             try:
                 if not keep_end:
                     writer.cut_back()
+            except OSError as error:
+                self._log.error("pack {pack} could not be cut back: {error}", pack=name, error=error)
             finally:
                 writer.close()
 
     def _open_writer(self) -> PackWriter:
         """Take over a pack that nobody appends to any more, or begin a new one."""
         now = int(self._now())
-        with self._index.change() as changes:
-            for pack, row in changes.packs():
-                if row is None or row.state != OPEN or pack in self._distrusted:
-                    continue
-                fd = PackWriter.seize(self._layout.packs, pack)
-                if fd is not None:
-                    writer = PackWriter.take_over(self._layout.packs, pack, fd, row.committed)
+        writer = None
+        try:
+            with self._index.change() as changes:
+                for pack, row in changes.packs():
+                    if row is None or row.state != OPEN or pack in self._distrusted:
+                        continue
+                    writer = self._take_over(pack, row, changes)
                     if writer is not None:
                         return writer
-                    self._log.error("pack {pack} has been cut short; what is left stays readable", pack=pack)
-                    changes.set_pack_state(pack, SEALED)
-                elif now - row.made > ORPHAN_SECONDS and not (self._layout.packs / pack_name(pack)).exists():
-                    changes.drop_pack(pack)
-            pack = changes.new_pack(now)
+                    if now - row.made > ORPHAN_SECONDS and not (self._layout.packs / pack_name(pack)).exists():
+                        changes.drop_pack(pack)
+                pack = changes.new_pack(now)
+        except BaseException:
+            if writer is not None:
+                writer.close()
+            raise
         return self._begin_pack(pack) or self._open_writer()
+
+    def _take_over(self, pack: int, row: PackRow, changes: Changes) -> PackWriter | None:
+        """Go on with a pack, unless somebody else does, or it is in no state for that: then it is sealed."""
+        try:
+            fd = PackWriter.seize(self._layout.packs, pack)
+        except OSError as error:
+            # That may be a matter of this process alone: others may still go on with it.
+            self._log.error("pack {pack} cannot be opened to go on with it: {error}", pack=pack_name(pack), error=error)
+            self._distrusted.add(pack)
+            return None
+        if fd is None:
+            return None
+        try:
+            writer = PackWriter.take_over(self._layout.packs, pack, fd, row.committed)
+            if writer is not None:
+                return writer
+            self._log.error("pack {pack} has been cut short; what is left stays readable", pack=pack_name(pack))
+        except OSError as error:
+            self._log.error("pack {pack} cannot be gone on with: {error}", pack=pack_name(pack), error=error)
+        self._distrusted.add(pack)
+        changes.set_pack_state(pack, SEALED)
+        return None
 
     def _begin_pack(self, pack: int) -> PackWriter | None:
         """Make the file of a pack that has a row; `None` if somebody took it over before it was locked."""
