@@ -112,10 +112,14 @@ class MemoryStore:
             return None
         return record
 
+    async def set_records(self, records: Sequence[Record]) -> None:
+        for record in records:
+            assert record.key.qualifiers == tuple(sorted(record.key.qualifiers)), record
+            self._require(record.references)
+        self.records.update((record.key, replace(record, changed=self._now())) for record in records)
+
     async def set_record(self, record: Record) -> None:
-        assert record.key.qualifiers == tuple(sorted(record.key.qualifiers)), record
-        self._require(record.references)
-        self.records[record.key] = replace(record, changed=self._now())
+        await self.set_records([record])
 
     async def delete_record(self, key: RecordKey) -> bool:
         return self.records.pop(key, None) is not None

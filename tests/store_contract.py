@@ -298,6 +298,39 @@ class StoreContract(_TestCase):
         await store.set_record(Record(KEY, b"kept", (Reference(absent.digest, required=False),)))
         self.assertEqual(await value_of(store, KEY), b"kept")
 
+    async def test_records_together(self) -> None:
+        """Several records are set at one moment: all of them, or, if one of them cannot be, none."""
+        store = await self.make_store()
+        one, two, absent = random_blob(), random_blob(), random_blob()
+        root = directory({"one": one.digest, "two": two.digest})
+        await put(store, one, two, root)
+        keys = [RecordKey(RecordKind.ASSET_DIRECTORY, "", f"urn:{number}") for number in range(4)]
+        tree = (Reference(root.digest, Shape.DIRECTORY), Reference(absent.digest, required=False))
+        await store.set_records([Record(key, b"first", tree) for key in keys[:3]])
+        for key in keys[:3]:
+            found = await store.get_record(key)
+            assert found is not None
+            self.assertEqual((found.key, found.value, found.references), (key, b"first", tree))
+        for bad in (Reference(absent.digest), Reference(one.digest, Shape.DIRECTORY)):
+            with self.assertRaises((Incomplete, BadReference)):
+                await store.set_records([Record(keys[0], b"second", tree), Record(keys[3], b"second", (bad,))])
+            self.assertEqual(await value_of(store, keys[0]), b"first")
+            self.assertIsNone(await store.get_record(keys[3]))
+        await store.set_records([])
+        different = [
+            Record(keys[0], b"", ()),
+            Record(keys[1], b"a", (Reference(one.digest),), expires=4e9),
+            Record(keys[2], b"a", (Reference(one.digest),)),
+            Record(keys[3], b"a", (Reference(two.digest),)),
+            Record(keys[0], b"last", ()),
+        ]
+        await store.set_records(different)
+        for record in different[1:]:
+            found = await store.get_record(record.key)
+            assert found is not None
+            self.assertEqual((found.value, found.references), (record.value, record.references))
+            self.assertEqual(found.expires, record.expires)
+
     async def test_record_of_a_tree(self) -> None:
         """A record of a directory stands for everything below it."""
         store = await self.make_store()

@@ -195,7 +195,7 @@ class GivingUpTests(CommitterTestCase):
     async def refuse_one(self, store: Any) -> None:
         """A blob and a record that are committed together, and refused together."""
         each = random_blob()
-        work = Work(blobs=[each], change=Change(KEY, Record(KEY, b"refused", ())))
+        work = Work(blobs=[each], changes=[Change(KEY, Record(KEY, b"refused", ()))])
         with self.assertRaises(StoreBroken):
             await store._committer.submit(work)
         self.assertEqual(await store.find_missing(Digests.of([each.digest])), [0])
@@ -268,7 +268,7 @@ class GivingUpTests(CommitterTestCase):
             await upload._settled()
             received.append(upload._file.finish(0))
         works = [Work(file=each) for each in received]
-        works.append(Work(blobs=[random_blob()], change=Change(KEY, Record(KEY, b"refused", ()))))
+        works.append(Work(blobs=[random_blob()], changes=[Change(KEY, Record(KEY, b"refused", ()))]))
         self.break_step(disk, "sync")
         self.break_step(disk, "unlink")
         failures = store._committer._commit(works)

@@ -36,6 +36,7 @@ from artifactserver.store.interface import (
     TooBusy,
 )
 from artifactserver.store.layout import RepositoryProblem
+from artifactserver.store.local import LocalStore
 from artifactserver.store.repository import prepare
 from artifactserver.store.rows import OPEN, RETIRING, SEALED, encode_packed
 from tests.local_stores import LocalStoreTestCase
@@ -352,6 +353,25 @@ class RetirementTests(LocalStoreTestCase):
         await store.set_record(Record(KEY, b"", (Reference(each.digest),)))
         with mock.patch.object(local, "require_all", side_effect=AssertionError("walked")):
             self.assertIsNotNone(await store.get_record(KEY))
+
+    async def test_many_names_are_one_walk_and_one_commit(self) -> None:
+        """A thing that gets many names is walked once, and all its names become durable in one step."""
+        store = await self.make_store()
+        each = random_blob()
+        await put(store, each)
+        root = directory({"leaf": each.digest})
+        await put(store, root)
+        keys = [RecordKey(RecordKind.ASSET_DIRECTORY, "", str(number)) for number in range(64)]
+        walk, commit = LocalStore.read_many, Index._commit
+        with (
+            mock.patch.object(LocalStore, "read_many", autospec=True, side_effect=walk) as walks,
+            mock.patch.object(Index, "_commit", autospec=True, side_effect=commit) as commits,
+        ):
+            await store.set_records([Record(key, b"", (Reference(root.digest, Shape.DIRECTORY),)) for key in keys])
+            self.assertEqual((walks.call_count, commits.call_count), (1, 1))
+            for key in keys:
+                self.assertIsNotNone(await store.get_record(key))
+            self.assertEqual(walks.call_count, 1, "what was just walked is walked again")
 
     async def test_expired_records(self) -> None:
         """A record is gone when its time has come."""

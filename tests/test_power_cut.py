@@ -36,11 +36,15 @@ STEPS: list[tuple[Any, str]] = [
 CALLS = 4
 
 
-def work(number: int) -> tuple[list[Blob], Record]:
+#: The names that what is stored gets, all at once.
+NAMES = ("this", "that", "and the other")
+
+
+def work(number: int) -> tuple[list[Blob], list[Record]]:
     """What is stored in round ``number``."""
     blobs = [blob(b"%d" % number * 500), blob(b"large %d" % number * 20_000)]
-    key = RecordKey(RecordKind.ASSET_BLOB, "", "the record")
-    return blobs, Record(key, b"%d" % number, tuple(Reference(each.digest) for each in blobs))
+    references = tuple(Reference(each.digest) for each in blobs)
+    return blobs, [Record(RecordKey(RecordKind.ASSET_BLOB, "", name), b"%d" % number, references) for name in NAMES]
 
 
 def _die_in_step(path: Path, step: int, nth: int, after: bool) -> None:
@@ -70,11 +74,11 @@ def _die_in_step(path: Path, step: int, nth: int, after: bool) -> None:
 
     async def rounds() -> None:
         for number in range(4):
-            blobs, record = work(number)
+            blobs, records = work(number)
             if await store.add_many(blobs) == [None, None]:
                 os.write(1, pickle.dumps(("blobs", number)))
-            await store.set_record(record)
-            os.write(1, pickle.dumps(("record", number)))
+            await store.set_records(records)
+            os.write(1, pickle.dumps(("records", number)))
         os._exit(0)
 
     reactor.callWhenRunning(lambda: Deferred.fromCoroutine(rounds()).addErrback(lambda failure: os._exit(1)))
@@ -108,35 +112,39 @@ class PowerCutTests(LocalStoreTestCase):
         )
         output = process.communicate()[0]
         self.assertIn(process.returncode, (0, 9))
-        blobs, record = set(), None
+        blobs, named = set(), None
         while output:
             what, number = pickle.loads(output)
             output = output[len(pickle.dumps((what, number))) :]
             if what == "blobs":
                 blobs.add(number)
             else:
-                record = number
-        await self.verify(path, blobs, record)
+                named = number
+        await self.verify(path, blobs, named)
         self.assertEqual(os.listdir(path / "incoming"), [])
         self.assertEqual(fsck.check(path, NoProgress()).problems, [], (STEPS[step], nth, after))
         rebuild.rebuild_index(path, NoProgress(), time.time)
-        await self.verify(path, blobs, record)
+        await self.verify(path, blobs, named)
         return process.returncode == 9
 
-    async def verify(self, path: Path, acknowledged: set[int], record: int | None) -> None:
-        """What was acknowledged is there, whatever else is there is right, and new work succeeds."""
+    async def verify(self, path: Path, acknowledged: set[int], named: int | None) -> None:
+        """What was acknowledged is there, whatever else is there is right and whole, and new work succeeds.
+
+        :param acknowledged: the rounds whose blobs were.
+        :param named: the last round whose records were.
+        """
         store = await self.open_store(path)
         for number in range(4):
             blobs, _ = work(number)
             contents = await store.read_many(Digests.of(each.digest for each in blobs))
             for each, content in zip(blobs, contents, strict=True):
                 self.assertIn(content, (each.content,) if number in acknowledged else (each.content, None))
-        found = await store.get_record(work(0)[1].key)
-        if record is not None:
-            assert found is not None
-            self.assertGreaterEqual(int(found.value), record)
-        elif found is not None:
-            self.assertEqual(found.value, b"0")
+        records = [await store.get_record(record.key) for record in work(0)[1]]
+        (value,) = {record and record.value for record in records}
+        if named is not None:
+            self.assertGreaterEqual(int(value or b"-1"), named)
+        else:
+            self.assertIn(value, (None, b"0"))
         blobs, _ = work(7)
         self.assertEqual(await store.add_many(blobs), [None, None])
         await store.set_record(Record(RecordKey(RecordKind.ASSET_BLOB, "", "another"), b"", ()))

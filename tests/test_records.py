@@ -73,6 +73,30 @@ class ChangeTests(SynchronousTestCase):
             setattr(odd.references[0], name, other)
             self.assertIsNone(WrittenChange.decode(odd.SerializeToString()))
 
+    @given(
+        st.lists(
+            st.builds(
+                Record,
+                keys,
+                st.sampled_from([b"", b"a"]),
+                st.lists(references, max_size=2).map(tuple),
+                st.sampled_from([None, 2.0]),
+            ),
+            max_size=4,
+        )
+    )
+    def test_together(self, records: list[Record]) -> None:
+        """Changes that are made together are those that would be made one by one."""
+        together = [change.encode(7, 1.0) for change in Change.setting(records)]
+        self.assertEqual(together, [Change(record.key, record).encode(7, 1.0) for record in records])
+
+    def test_what_is_common_is_encoded_once(self) -> None:
+        """Many names of one thing cost little more than one, however much it refers to."""
+        belonging = (Reference(Digest.of(b"x")),) * 1000
+        names = [RecordKey(RecordKind.ASSET_BLOB, "", str(number)) for number in range(9)]
+        changes = Change.setting([Record(key, b"v", belonging) for key in names])
+        self.assertEqual(len({id(change.content) for change in changes}), 1)
+
     @given(st.lists(keys, min_size=2, max_size=2, unique=True))
     def test_hashes(self, pair: list[RecordKey]) -> None:
         """Different names have different hashes, whatever strings they are made of."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -24,7 +25,9 @@ from artifactserver.services.names import (
     MAX_URI,
     MAX_URIS,
 )
+from artifactserver.services.reference_storage import REFERENCE_URN
 from artifactserver.store.digest import EMPTY, Digest
+from artifactserver.store.interface import Record
 from tests.grpc_cases import GrpcMixin, OverLocal, OverMemory, details_of, message_of
 
 URN = "urn:fdc:buildstream.build:2020:source:tar/0123"
@@ -123,6 +126,24 @@ class RemoteAssetMixin(GrpcMixin):
         ):
             answer = await client.call("FetchBlob", fetch_blob(*names))
             self.assertEqual((answer.uri, answer.blob_digest), (uri, message_of(digest)))
+
+    async def test_several_names_at_once(self: Any) -> None:
+        """All names of one request are given at one moment."""
+        client = await self.serve()
+        (digest,) = await self.put(b"some")
+        given = []
+        real = self.store.set_records
+
+        async def set_records(records: Sequence[Record]) -> None:
+            given.append([record.key.name for record in records])
+            await real(records)
+
+        self.store.set_records = set_records
+        await client.call("PushBlob", push_blob(digest, "urn:a", "urn:b"))
+        await client.call("PushDirectory", push_directory(EMPTY, "urn:c", "urn:d"))
+        update = buildstream.UpdateReferenceRequest(keys=["e", "f"], digest=message_of(EMPTY))
+        await client.call("UpdateReference", update)
+        self.assertEqual(given, [["urn:a", "urn:b"], ["urn:c", "urn:d"], [REFERENCE_URN + "e", REFERENCE_URN + "f"]])
 
     async def test_replace(self: Any) -> None:
         """A name that is given anew stands for the new content."""

@@ -70,18 +70,18 @@ async def find(store: Store, names: Names, oldest: float | None = None) -> Found
 async def publish(
     store: Store, names: Names, digest: Digest, references: Sequence[Reference], expires: float | None = None
 ) -> None:
-    """Let all the names stand for ``digest`` from now on.
+    """Let all the names stand for ``digest`` from now on: all at one moment, or none.
 
     :param references: everything that belongs to it, itself included.
     :raises RpcError: FAILED_PRECONDITION, naming what has to be uploaded first.
     :raises BadReference: if something is not what it should be.
     """
     value = assets_pb2.Asset(key=digest.key, size=digest.size).SerializeToString()
-    for name in names.names:
-        try:
-            await store.set_record(Record(names.key(name), value, tuple(references), expires))
-        except Incomplete as error:
-            raise incomplete(str(error), error.missing) from error
+    belonging = tuple(references)
+    try:
+        await store.set_records([Record(names.key(name), value, belonging, expires) for name in names.names])
+    except Incomplete as error:
+        raise incomplete(str(error), error.missing) from error
 
 
 def incomplete(message: str, missing: Sequence[Digest]) -> RpcError:

@@ -46,27 +46,26 @@ class Work:
 
     :ivar blobs: checked content for the pack.
     :ivar file: a received file.
-    :ivar change: a change of a record.
-    :ivar epoch: the eviction epoch in which everything that the changed record requires was seen to be present.
+    :ivar changes: changes of records.
+    :ivar epoch: the eviction epoch in which everything that the changed records require was seen to be present.
     :ivar edit: anything else; its result is the result of the whole.
     """
 
     blobs: Sequence[Blob] = ()
     file: Received | None = None
-    change: Change | None = None
+    changes: Sequence[Change] = ()
     epoch: int = 0
     edit: Edit | None = None
 
     @property
     def size(self) -> int:
         """Bytes that go into the pack, about."""
-        size = sum(blob.digest.size for blob in self.blobs)
-        return size if self.change is None else size + self.change.size
+        return sum(blob.digest.size for blob in self.blobs) + sum(change.size for change in self.changes)
 
     @property
     def appends(self) -> bool:
         """Whether any of it goes into a pack."""
-        return bool(self.blobs) or self.change is not None
+        return bool(self.blobs or self.changes)
 
 
 class PackTaken(Exception):
@@ -113,7 +112,7 @@ class Batch:
         if writer is not None:
             packed = self._append_blobs(writer)
         self._link_files()
-        changed = any(work.change for work in self._works)
+        changed = any(work.changes for work in self._works)
         if packed and writer is not None and not changed:
             writer.sync()
         with self._index.change() as changes:
@@ -200,10 +199,7 @@ class Batch:
         which a rebuilt index may find, stand behind those that others made after its death.
         """
         count = 0
-        for work in self._works:
-            change = work.change
-            if change is None:
-                continue
+        for change, epoch in [(change, work.epoch) for work in self._works for change in work.changes]:
             record = record_hash(change.key)
             now = self._now()
             sequence = max(changes.counter(b"sequence") + 1, int(now * 1e9))
@@ -215,7 +211,7 @@ class Batch:
             changes.put_record(
                 record,
                 name_row(key.kind, key.instance, key.name, record),
-                RecordRow(SET, sequence, place, work.epoch, int(now))
+                RecordRow(SET, sequence, place, epoch, int(now))
                 if change.record is not None
                 else RecordRow(DELETED, sequence, place),
             )

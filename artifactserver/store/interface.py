@@ -211,12 +211,17 @@ class Store(Protocol):
     async def get_record(self, key: RecordKey) -> Record | None:
         """The record, if it is there, has not expired, and everything it requires is present."""
 
-    async def set_record(self, record: Record) -> None:
-        """Set or replace a record; returns when it is on disk.
+    async def set_records(self, records: Sequence[Record]) -> None:
+        """Set or replace records, all of them at one moment or none; returns when they are on disk.
 
-        :raises Incomplete: if something it requires is missing.
-        :raises BadReference: if something it refers to is not what it should be.
+        What several of them refer to is looked at once, so one thing may have many names.
+
+        :raises Incomplete: if something that one of them requires is missing.
+        :raises BadReference: if something that one of them refers to is not what it should be.
         """
+
+    async def set_record(self, record: Record) -> None:
+        """The same for one record."""
 
     async def delete_record(self, key: RecordKey) -> bool:
         """Remove a record durably; whether there was one."""

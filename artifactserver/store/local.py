@@ -282,22 +282,28 @@ class LocalStore:
             self._in_passing(hash, Work(edit=lambda changes: changes.note_walk(hash, sequence, epoch, now)))
         return record
 
-    async def set_record(self, record: Record) -> None:
-        _, _, epoch = self._index.look_up_record(record_hash(record.key))
-        await require_all(self, record.references, self._give_way)
-        change = Change(record.key, record)
+    async def set_records(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
+        _, _, epoch = self._index.look_up_record(record_hash(records[0].key))
+        references = dict.fromkeys(reference for record in records for reference in record.references)
+        await require_all(self, list(references), self._give_way)
+        work = Work(changes=Change.setting(records), epoch=epoch)
         try:
-            with self._room.promise(change.size):
-                await self._committer.submit(Work(change=change, epoch=epoch))
+            with self._room.promise(work.size):
+                await self._committer.submit(work)
         except NoRoom as error:
             self._complain(error)
             raise
+
+    async def set_record(self, record: Record) -> None:
+        await self.set_records([record])
 
     async def delete_record(self, key: RecordKey) -> bool:
         row, _, _ = self._index.look_up_record(record_hash(key))
         if row is None or row.state != SET:
             return False
-        await self._committer.submit(Work(change=Change(key, None)))
+        await self._committer.submit(Work(changes=[Change(key, None)]))
         return True
 
     async def _read_record(self, key: RecordKey, hash: bytes) -> tuple[RecordRow | None, int, Record | None]:

@@ -7,7 +7,8 @@ the qualifiers in turn, every one as its length in bytes (8, big-endian) and its
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
@@ -32,10 +33,24 @@ def record_hash(key: RecordKey) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened to one record: it was set, or (without a record) deleted."""
+    """What happened to one record: it was set, or (without a record) deleted.
+
+    :ivar content: what of its encoding does not depend on the key, if that was made beforehand.
+    """
 
     key: RecordKey
     record: Record | None
+    content: bytes = field(default=b"", compare=False, repr=False)
+
+    @classmethod
+    def setting(cls, records: Sequence[Record]) -> list[Change]:
+        """Changes that set ``records``.  What several names of one thing have in common is encoded once."""
+        changes: list[Change] = []
+        for record in records:
+            last = changes[-1] if changes else None
+            same = last is not None and last.record is not None and _is_same(last.record, record)
+            changes.append(cls(record.key, record, last.content if last is not None and same else _content(record)))
+        return changes
 
     @property
     def size(self) -> int:
@@ -58,15 +73,25 @@ class Change:
         )
         for name, value in self.key.qualifiers:
             message.qualifiers.add(name=name, value=value)
-        if self.record is not None:
-            message.value = self.record.value
-            message.expires_ns = int((self.record.expires or 0) * _NS)
-            for reference in self.record.references:
-                digest = reference.digest
-                message.references.add(
-                    key=digest.key, size=digest.size, shape=reference.shape.value, required=reference.required
-                )
-        return message.SerializeToString()
+        encoded = message.SerializeToString()
+        # The fields of the content come last, so the two encodings, joined, are that of the whole.
+        return encoded if self.record is None else encoded + (self.content or _content(self.record))
+
+
+def _is_same(one: Record, other: Record) -> bool:
+    """Whether two records differ in their keys alone."""
+    return (one.value, one.references, one.expires) == (other.value, other.references, other.expires)
+
+
+def _content(record: Record) -> bytes:
+    """The fields of a `RecordChange` that do not depend on the record's key, encoded."""
+    message = records_pb2.RecordChange(value=record.value, expires_ns=int((record.expires or 0) * _NS))
+    for reference in record.references:
+        digest = reference.digest
+        message.references.add(
+            key=digest.key, size=digest.size, shape=reference.shape.value, required=reference.required
+        )
+    return message.SerializeToString()
 
 
 @dataclass(frozen=True, slots=True)
