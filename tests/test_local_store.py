@@ -413,6 +413,56 @@ class RoomTests(LocalStoreTestCase):
         self.assertGreaterEqual(incoming.stat().st_blocks * 512, 10_000_000)
         upload.close()
 
+    async def test_space_stays_promised_to_a_slow_disk(self) -> None:
+        """An upload that is cancelled while its space is being reserved keeps others out of it until that has ended."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        store._pool.adjustPoolsize(maxthreads=1)
+        each = random_blob(5_000_000)
+        for where in ("in the queue", "in the thread"):
+            doors = [threading.Event(), threading.Event()]
+            if where == "in the queue":
+                store._pool.callInThread(doors[0].wait, 20)
+            real = disk.reserve
+
+            def slow(fd: int, length: int, doors: Any = doors, real: Any = real) -> Any:
+                doors[1].set()
+                doors[0].wait(20)
+                return real(fd, length)
+
+            patched = self.patch(disk, "reserve", slow)
+            running = Deferred.fromCoroutine(store.upload(each.digest, "me"))
+            if where == "in the thread":
+                while not doors[1].is_set():
+                    await deferLater(reactor, 0.001)
+            failed = running.addErrback(lambda failure: failure.trap(CancelledError))
+            running.cancel()
+            self.assertIs(await failed, CancelledError)
+            self.assertEqual(store._room._promised, 5_000_000, where)
+            doors[0].set()
+            while store._room._promised or store._room._callers or os.listdir(path / "incoming"):
+                await deferLater(reactor, 0.001)
+            patched.restore()
+
+    async def test_promises_end_with_what_they_were_for(self) -> None:
+        """However an upload ends, nothing stays promised to it; and nothing is while it has its space."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        each = random_blob(100_000)
+        upload = await store.upload(each.digest, "me")
+        self.assertEqual(store._room._promised, 0)
+        await upload.write(each.content)
+        upload.close()
+        self.assertEqual(await store.add_many([random_blob(), random_blob(100_000)]), [None, None])
+        self.assertEqual(store._room._promised, 0)
+        Fault(self, disk, "reserve", 1, OSError(errno.ENOSPC, "full"))
+        with self.assertRaises(NoRoom):
+            await store.upload(each.digest, "me")
+        self.assertEqual(store._room._promised, 0)
+        Fault(self, disk, "reserve", 1, OSError(errno.ENOSPC, "full"))
+        self.assertIsInstance((await store.add_many([each]))[0], NoRoom)
+        self.assertEqual(store._room._promised, 0)
+
     async def test_records_need_room_too(self) -> None:
         """A record that does not fit above the head room is refused."""
         store = await self.open_store(self.new_path(), head_room_min=1 << 60)

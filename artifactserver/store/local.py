@@ -40,7 +40,7 @@ from artifactserver.store.presence import Presence
 from artifactserver.store.reading import Reading
 from artifactserver.store.records import Change, WrittenChange, record_hash
 from artifactserver.store.repository import Repository
-from artifactserver.store.room import Room
+from artifactserver.store.room import Promise, Room
 from artifactserver.store.rows import PACKED, PACKED_BYTES, SET, FileRow, RecordRow, unpack_packed
 from artifactserver.store.trees import require_all
 from artifactserver.store.uploads import FileUpload
@@ -205,19 +205,20 @@ class LocalStore:
         except NoRoom as error:
             self._complain(error)
             raise
-        upload = self._new_upload(digest, lambda: self._room.leave(caller, digest.size))
+        promise = Promise(self._room, digest.size)  # there is room for it, or it would not have been let in
+        upload = self._new_upload(digest, promise, lambda: self._room.leave(caller, digest.size))
         try:
-            with self._room.promise(digest.size):
-                await upload.begin()
+            await upload.begin()
         except BaseException:
             upload.close()
             raise
         return upload
 
-    def _new_upload(self, digest: Digest, closed: Callable[[], None]) -> FileUpload:
+    def _new_upload(self, digest: Digest, promise: Promise, closed: Callable[[], None]) -> FileUpload:
         return FileUpload(
             self._repository.layout.incoming,
             digest,
+            promise,
             self._in_thread,
             lambda received: self._committer.submit(Work(file=received)),
             self._now,
@@ -235,14 +236,13 @@ class LocalStore:
 
     async def _add_large(self, blob: Blob) -> StoreError | None:
         try:
-            with self._room.promise(blob.digest.size):
-                upload = self._new_upload(blob.digest, lambda: None)
-                try:
-                    await upload.begin()
-                    await upload.write(blob.content)
-                    await upload.commit()
-                finally:
-                    upload.close()
+            upload = self._new_upload(blob.digest, self._room.promise(blob.digest.size), lambda: None)
+            try:
+                await upload.begin()
+                await upload.write(blob.content)
+                await upload.commit()
+            finally:
+                upload.close()
         except StoreError as error:
             self._complain(error)
             return error

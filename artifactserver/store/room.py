@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,31 @@ CALLER_SHARE = 0.5
 #: Uploads of large blobs that one caller, and all callers together, may have under way.
 CALLER_UPLOADS = 128
 ALL_UPLOADS = 1024
+
+
+class Promise:
+    """Space for bytes that are not on disk yet.  As a context manager it holds until the end of the block.
+
+    :ivar size: how many bytes may still come.
+    """
+
+    __slots__ = ("_room", "size")
+
+    def __init__(self, room: Room, size: int) -> None:
+        self._room = room
+        self.size = size
+        room.count(size)
+
+    def reduce(self, size: int) -> None:
+        """No more than ``size`` bytes are still to come: the others have their space on disk, or need none."""
+        self._room.count(size - self.size)
+        self.size = size
+
+    def __enter__(self) -> Promise:
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        self.reduce(0)
 
 
 class Room:
@@ -45,18 +69,17 @@ class Room:
                 f"the server has no room for {size} more bytes: it keeps {self._head_room} bytes of its disk free"
             )
 
-    @contextmanager
-    def promise(self, size: int) -> Iterator[None]:
+    def promise(self, size: int) -> Promise:
         """Count ``size`` bytes as taken while they are not yet on disk.
 
         :raises NoRoom: if there is no space for them.
         """
         self.require(size)
-        self._promised += size
-        try:
-            yield
-        finally:
-            self._promised -= size
+        return Promise(self, size)
+
+    def count(self, change: int) -> None:
+        """So many bytes more, or less, are promised."""
+        self._promised += change
 
     def enter(self, caller: str, size: int) -> None:
         """Admit one upload of ``size`` bytes; `leave` has to follow.

@@ -23,6 +23,7 @@ from artifactserver.store.digest import Digest
 from artifactserver.store.files import Checksums, FileName
 from artifactserver.store.interface import ContentMismatch
 from artifactserver.store.layout import PROBE
+from artifactserver.store.room import Promise
 from artifactserver.store.rows import FileRow
 
 #: Bytes of one upload that are gathered before a thread hashes and writes them.  As many again may be in that thread.
@@ -146,6 +147,7 @@ class FileUpload:
     middle of a job is discarded when the job has ended, so nothing is pulled from under it.
 
     :param directory: ``incoming/``.
+    :param promise: of space for the whole blob; it is kept until the file has that space, whoever goes away meanwhile.
     :param run: runs a function in a thread that may wait for the disk.
     :param commit: makes what was received part of the store.
     :param now: seconds since the epoch.
@@ -156,6 +158,7 @@ class FileUpload:
         self,
         directory: Path,
         digest: Digest,
+        promise: Promise,
         run: Callable[[Callable[[], Any]], Deferred[Any]],
         commit: Callable[[Received], Deferred[None]],
         now: Callable[[], float],
@@ -165,6 +168,7 @@ class FileUpload:
         self._file: IncomingFile
         self._begun = False
         self._digest = digest
+        self._promise = promise
         self._run = run
         self._commit = commit
         self._now = now
@@ -212,6 +216,8 @@ class FileUpload:
                 self._discard()
 
     def _create(self) -> None:
+        if self._closed:  # while this waited for a thread
+            return
         self._file = IncomingFile(self._directory, self._digest)
         self._begun = True
 
@@ -225,6 +231,8 @@ class FileUpload:
 
     def _ended(self, result: Any) -> None:
         self._busy = False
+        if self._begun:
+            self._promise.reduce(0)
         if isinstance(result, Failure):
             self._failure = result
         self._result = result
@@ -247,6 +255,7 @@ class FileUpload:
         return self._result
 
     def _discard(self) -> None:
+        self._promise.reduce(0)
         if self._begun:
             self._run(self._file.discard).addBoth(lambda _: self._when_closed())
         else:
