@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from typing import Any, cast
-from unittest import mock
+from unittest import SkipTest, mock
 
 import lmdb
 from twisted.internet import reactor
@@ -409,6 +409,8 @@ class RoomTests(LocalStoreTestCase):
         path = self.new_path()
         store = await self.open_store(path)
         upload = await store.upload(random_blob(10_000_000).digest, "me")
+        if store._cannot_reserve:
+            raise SkipTest("this file system cannot reserve space")
         (incoming,) = (path / "incoming").iterdir()
         self.assertGreaterEqual(incoming.stat().st_blocks * 512, 10_000_000)
         upload.close()
@@ -450,7 +452,7 @@ class RoomTests(LocalStoreTestCase):
         store = await self.open_store(path)
         each = random_blob(100_000)
         upload = await store.upload(each.digest, "me")
-        self.assertEqual(store._room._promised, 0)
+        self.assertEqual(store._room._promised, 100_000 if store._cannot_reserve else 0)
         await upload.write(each.content)
         upload.close()
         self.assertEqual(await store.add_many([random_blob(), random_blob(100_000)]), [None, None])

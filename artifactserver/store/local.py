@@ -87,6 +87,7 @@ class LocalStore:
         self._now = now
         self._room = Room(path, head_room_min)
         self._complained = float("-inf")
+        self._cannot_reserve = False
         self._passing: set[Hashable] = set()
         self._turns = DeferredSemaphore(BATCHED_UPLOADS)
         self._pool = ThreadPool(minthreads=1, maxthreads=DISK_THREADS, name="disk")
@@ -208,7 +209,7 @@ class LocalStore:
         promise = Promise(self._room, digest.size)  # there is room for it, or it would not have been let in
         upload = self._new_upload(digest, promise, lambda: self._room.leave(caller, digest.size))
         try:
-            await upload.begin()
+            self._note_reserving(await upload.begin())
         except BaseException:
             upload.close()
             raise
@@ -231,6 +232,16 @@ class LocalStore:
             self._complained = self._now()
             self._log.warn("uploads to {path} are refused: {error}", path=str(self._path), error=error)
 
+    def _note_reserving(self, can_reserve: bool) -> None:
+        """Tell the administrator, once, when space is only promised."""
+        if not can_reserve and not self._cannot_reserve:
+            self._cannot_reserve = True
+            self._log.warn(
+                "the file system of {path} cannot reserve space (fallocate): uploads may fail in the middle when "
+                "something else fills the disk",
+                path=str(self._path),
+            )
+
     def _begin_large(self, blob: Blob) -> Deferred[StoreError | None]:
         return Deferred.fromCoroutine(self._add_large(blob))
 
@@ -238,7 +249,7 @@ class LocalStore:
         try:
             upload = self._new_upload(blob.digest, self._room.promise(blob.digest.size), lambda: None)
             try:
-                await upload.begin()
+                self._note_reserving(await upload.begin())
                 await upload.write(blob.content)
                 await upload.commit()
             finally:

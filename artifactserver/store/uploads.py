@@ -40,7 +40,11 @@ class Received:
 
 
 class IncomingFile:
-    """The file of one upload.  Its methods wait for the disk and belong into a thread; one at a time."""
+    """The file of one upload.  Its methods wait for the disk and belong into a thread; one at a time.
+
+    :ivar has_space: whether all the space that it will need is its own.  Where the file system cannot give that, space
+        is only promised (`artifactserver.store.room`), and what other programs write is not kept out of it.
+    """
 
     def __init__(self, directory: Path, digest: Digest) -> None:
         self._digest = digest
@@ -53,10 +57,15 @@ class IncomingFile:
             raise disk.failure(error, f"the upload of blob {digest}") from error
         self.path = directory / str(self.name)
         try:
-            disk.reserve(self._fd, digest.size)
+            self.has_space = disk.reserve(self._fd, digest.size)
         except OSError as error:
             self.discard()
             raise disk.failure(error, f"the upload of blob {digest}") from error
+
+    @property
+    def lacking(self) -> int:
+        """How many bytes of space it still has to find."""
+        return 0 if self.has_space else self._digest.size - self._length
 
     def absorb(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Hash and write the next bytes."""
@@ -147,7 +156,8 @@ class FileUpload:
     middle of a job is discarded when the job has ended, so nothing is pulled from under it.
 
     :param directory: ``incoming/``.
-    :param promise: of space for the whole blob; it is kept until the file has that space, whoever goes away meanwhile.
+    :param promise: of space for the whole blob; it is kept until the file has that space, whoever goes away meanwhile,
+        or, where the file system cannot reserve any, for what is not written yet.
     :param run: runs a function in a thread that may wait for the disk.
     :param commit: makes what was received part of the store.
     :param now: seconds since the epoch.
@@ -182,10 +192,14 @@ class FileUpload:
         self._closed = False
         self.received = 0
 
-    async def begin(self) -> None:
-        """Make the file and reserve its space; comes before anything but `close`."""
+    async def begin(self) -> bool:
+        """Make the file and reserve its space; comes before anything but `close`.
+
+        :return: whether the file system can reserve space.
+        """
         self._start(self._run(self._create))
         await self._settled()
+        return self._file.has_space
 
     async def write(self, content: bytes | memoryview) -> None:
         self.received += len(content)
@@ -232,7 +246,7 @@ class FileUpload:
     def _ended(self, result: Any) -> None:
         self._busy = False
         if self._begun:
-            self._promise.reduce(0)
+            self._promise.reduce(self._file.lacking)
         if isinstance(result, Failure):
             self._failure = result
         self._result = result
