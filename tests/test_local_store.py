@@ -266,6 +266,38 @@ class RetirementTests(LocalStoreTestCase):
         with self.assertRaises(BlobMissing):
             await store.open(unused.digest)
 
+    async def test_blobs_leave_a_retiring_pack_in_slices(self) -> None:
+        """However many blobs of a retiring pack one call asks for, a bounded part of them is held at a time."""
+        self.patch(local, "RESCUE_BYTES", 1000)
+        store = await self.make_store()
+        blobs = [random_blob(size) for size in (300, 300, 300, 300, 1500, 0, 700, 300, 1)]
+        gone = random_blob(300)
+        await put(store, *blobs, gone)
+        await self.close_writer(store)
+        pack = await self.retire(store, RETIRING)
+        asked = [each.digest for each in blobs]
+        asked[3:3] = [gone.digest, asked[0], gone.digest]
+        with open(store._path / "packs" / packs_module.pack_name(pack), "r+b") as file:
+            content = bytearray(file.read())
+            content[content.index(gone.content)] ^= 1
+            file.seek(0)
+            file.write(content)
+        held = []
+        real = store._reading.contents
+
+        async def contents(digests: Digests) -> list[bytes | None]:
+            held.append(sum(digests.sizes))
+            return await real(digests)
+
+        self.patch(store._reading, "contents", contents)
+        self.assertEqual(await store.find_missing(Digests.of(asked)), [3])
+        self.assertEqual(held, [900, 600, 1500, 1000, 1])
+        with store._index.change() as changes:
+            changes.drop_pack(pack)
+        self.assertEqual(await store.find_missing(Digests.of(asked)), [3])
+        for each in blobs:
+            self.assertEqual(await content_of(store, each.digest), each.content)
+
     async def close_writer(self, store: Any) -> None:
         """Let the committer go on in another pack."""
         committer = store._committer

@@ -7,7 +7,7 @@ is long ago.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,9 @@ DISK_THREADS = 4
 
 #: Large blobs out of batches that are on their way to the disk at once; the others wait, in memory as they are.
 BATCHED_UPLOADS = 32
+
+#: Bytes of blobs that one call holds while it carries them out of packs that are about to go.
+RESCUE_BYTES = 4 * 1024 * 1024
 
 #: Notes of use that may be on their way to the index at once; more are left out, and made at the next use.
 PASSING = 1_000
@@ -261,12 +264,19 @@ class LocalStore:
 
     async def _rescue(self, digests: Digests, positions: Sequence[int]) -> list[int]:
         """Make blobs durable elsewhere whose pack is about to go; the positions of those that are missing."""
-        wanted = Digests.of(digests[position] for position in positions)
-        contents = await self._reading.contents(wanted)
-        found = [Blob(digest, content) for digest, content in zip(wanted, contents, strict=True) if content is not None]
-        if found:
-            await self._committer.submit(Work(blobs=found))
-        return [position for position, content in zip(positions, contents, strict=True) if content is None]
+        named: dict[Digest, list[int]] = {}
+        for position in positions:
+            named.setdefault(digests[position], []).append(position)
+        missing: list[int] = []
+        for wanted in _slices(named, RESCUE_BYTES):
+            contents = await self._reading.contents(Digests.of(wanted))
+            pairs = list(zip(wanted, contents, strict=True))
+            found = [Blob(digest, content) for digest, content in pairs if content is not None]
+            if found:
+                await self._committer.submit(Work(blobs=found))
+            for digest, content in pairs:
+                missing += named[digest] if content is None else ()
+        return missing
 
     def _touch(self, values: dict[bytes, bytes], used: int) -> None:
         def edit(changes: Changes) -> None:
@@ -360,6 +370,20 @@ def _mismatch(blob: Blob) -> ContentMismatch | None:
     if len(blob.content) != blob.digest.size:
         return ContentMismatch(f"{len(blob.content)} bytes were uploaded for blob {blob.digest}")
     return ContentMismatch(f"what was uploaded for blob {blob.digest} has another hash")
+
+
+def _slices(digests: Iterable[Digest], size: int) -> Iterator[list[Digest]]:
+    """The same digests in groups whose blobs have at most ``size`` bytes together, or are one."""
+    group: list[Digest] = []
+    left = size
+    for digest in digests:
+        if group and digest.size > left:
+            yield group
+            group, left = [], size
+        group.append(digest)
+        left -= digest.size
+    if group:
+        yield group
 
 
 def _wanted(digests: Digests, positions: Sequence[int]) -> list[int]:
