@@ -39,6 +39,7 @@ from artifactserver.store.layout import RepositoryProblem
 from artifactserver.store.local import LocalStore
 from artifactserver.store.repository import prepare
 from artifactserver.store.rows import OPEN, RETIRING, SEALED, encode_packed
+from artifactserver.store.uploads import IncomingFile
 from tests.local_stores import LocalStoreTestCase
 from tests.store_contract import KEY, StoreContract, content_of, directory, put, random_blob, value_of
 from tests.store_process import StoreProcess
@@ -1150,6 +1151,86 @@ class FsckTests(LocalStoreTestCase):
         store = await self.open_store(path)
         wanted = Digests.of([small.digest, large.digest, fine.digest])
         self.assertEqual(await store.find_missing(wanted), [0, 1])
+
+
+class StoppingTests(LocalStoreTestCase):
+    """A store that stops leaves no work to the next one."""
+
+    async def test_uploads_are_cleared_away(self) -> None:
+        """Uploads that are under way when the store stops are gone from the disk when it has stopped."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        store._pool.adjustPoolsize(maxthreads=1)
+        each = random_blob(5_000_000)
+        idle, busy = [await store.upload(each.digest, "me") for _ in range(2)]
+        door = threading.Event()
+        store._pool.callInThread(door.wait, 20)
+        closed_in_the_middle = await self.flushing(store, busy, each.content[:2_000_000])
+        beginning = Deferred.fromCoroutine(store.upload(each.digest, "me"))
+        in_a_batch = Deferred.fromCoroutine(store.add_many([each]))
+        stopped = Deferred.fromCoroutine(self.close_store(store))
+        self.assertFalse(stopped.called)
+        door.set()
+        await stopped
+        self.assertEqual(os.listdir(path / "incoming"), [])
+        self.assertEqual((store._room._promised, store._room._callers), (0, {}))
+        for refused in (beginning, closed_in_the_middle):
+            self.failureResultOf(refused, StoreBroken)
+        (outcome,) = self.successResultOf(in_a_batch)
+        self.assertIsInstance(outcome, StoreBroken)
+        idle.close()
+        for late in (store.upload(each.digest, "me"), idle.write(each.content)):
+            with self.assertRaises(StoreBroken):
+                await late
+
+    async def flushing(self, store: Any, upload: Any, content: bytes) -> Deferred[None]:
+        """Hand in some content, and wait for the disk with the rest."""
+        await upload.write(content)
+        return Deferred.fromCoroutine(upload.write(content))
+
+    async def test_what_is_committed_stays_so(self) -> None:
+        """An upload whose commit is under way when the store stops is acknowledged, and is there."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        each = random_blob(1_000_000)
+        upload = await store.upload(each.digest, "me")
+        await upload.write(each.content)
+        begun, door = threading.Event(), threading.Event()
+        real = batch.Batch.commit
+
+        def slow(*arguments: Any) -> None:
+            begun.set()
+            door.wait(20)
+            real(*arguments)
+
+        self.patch(batch.Batch, "commit", slow)
+        committed = Deferred.fromCoroutine(upload.commit())
+        while not begun.is_set():
+            await deferLater(reactor, 0.001)
+        stopped = Deferred.fromCoroutine(self.close_store(store))
+        door.set()
+        await committed
+        await stopped
+        self.assertEqual(os.listdir(path / "incoming"), [])
+        store = await self.open_store(path)
+        self.assertEqual(await content_of(store, each.digest), each.content)
+
+    async def test_a_disk_that_hangs(self) -> None:
+        """A store waits only so long for uploads to be cleared away; the next one does it."""
+        self.patch(local, "STOP_SECONDS", 0.1)
+        path = self.new_path()
+        store = await self.open_store(path)
+        upload = await store.upload(random_blob(100_000).digest, "me")
+        door = threading.Event()
+        self.patch(IncomingFile, "discard", lambda file: door.wait(20))
+        hanging = threading.Timer(0.5, door.set)  # the thread itself is waited for, however long that takes
+        hanging.start()
+        await self.close_store(store)
+        hanging.join()
+        self.assertEqual(len(os.listdir(path / "incoming")), 1)
+        os.close(upload._file._fd)
+        await self.open_store(path)
+        self.assertEqual(os.listdir(path / "incoming"), [])
 
 
 class CancelledUploadTests(LocalStoreTestCase):

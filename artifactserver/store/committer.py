@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from artifactserver.store import disk
 from artifactserver.store.batch import Batch, PackTaken, Work
 from artifactserver.store.index import Changes, Index
-from artifactserver.store.interface import StoreBroken, StoreError, TooBusy
+from artifactserver.store.interface import SHUTTING_DOWN, StoreBroken, StoreError, TooBusy
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import PackWriter, pack_name
 from artifactserver.store.rows import OPEN, SEALED, PackRow
@@ -89,7 +89,7 @@ class Committer:
         waiting = _Waiting(work, Deferred(lambda _: self._withdraw(waiting)))
         with self._wake:
             if self._stopping:
-                refusal: StoreError | None = StoreBroken("the server is shutting down")
+                refusal: StoreError | None = StoreBroken(SHUTTING_DOWN)
             elif self._waiting_bytes + work.size > WAITING_BYTES:
                 refusal = TooBusy("the server's disk cannot keep up with all that is uploaded: try again in a moment")
             else:

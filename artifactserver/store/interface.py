@@ -15,6 +15,9 @@ from typing import Protocol
 
 from artifactserver.store.digest import Digest, Digests
 
+#: What those are told who come, or still wait, when the server stops.
+SHUTTING_DOWN = "the server is shutting down"
+
 
 class StoreError(Exception):
     """The store did not do what it was asked to.  ``str()`` is a sentence fit for the peer."""

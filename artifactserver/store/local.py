@@ -43,7 +43,7 @@ from artifactserver.store.repository import Repository
 from artifactserver.store.room import Promise, Room
 from artifactserver.store.rows import PACKED, PACKED_BYTES, SET, FileRow, RecordRow, unpack_packed
 from artifactserver.store.trees import require_all
-from artifactserver.store.uploads import FileUpload
+from artifactserver.store.uploads import FileUpload, Uploads
 
 #: Blobs up to this size, in bytes, share packs; larger ones get a file each.
 SMALL_BYTES = 64 * 1024
@@ -65,6 +65,9 @@ DISK_THREADS = 4
 
 #: Large blobs out of batches that are on their way to the disk at once; the others wait, in memory as they are.
 BATCHED_UPLOADS = 32
+
+#: Seconds that uploads which are cut off by the end of the server have to be cleared away.
+STOP_SECONDS = 5.0
 
 #: Bytes of blobs that one call holds while it carries them out of packs that are about to go.
 RESCUE_BYTES = 4 * 1024 * 1024
@@ -108,12 +111,21 @@ class LocalStore:
         self._committer = Committer(layout, self._index, self._reactor.callFromThread, self._now)
         self._quarantine = Quarantine(layout, self._committer.submit)
         self._presence = Presence()
+        self._uploads = Uploads(
+            layout.incoming,
+            self._in_thread,
+            lambda received: self._committer.submit(Work(file=received)),
+            self._now,
+        )
         self._reading = Reading(layout, self._index, self._in_thread, self._quarantine)
         self._pool.start()
         self._committer.start()
 
     async def stop(self) -> None:
-        """Finish what was handed in, and let go of everything."""
+        """Finish what was handed in, clear away what has not come to its end, and let go of everything."""
+        left = await self._uploads.end(self._reactor, STOP_SECONDS)
+        if left:
+            self._log.warn("{count} uploads are left for the next start to clear away", count=left)
         await self._in_thread(self._committer.stop)
         self._pool.stop()
         self._reading.close()
@@ -204,30 +216,20 @@ class LocalStore:
     async def upload(self, digest: Digest, caller: str) -> FileUpload:
         if digest.size > self.max_blob_size:
             raise BlobTooLarge(f"blob {digest} is larger than this server takes: {self.max_blob_size} bytes")
+        self._uploads.require_open()
         try:
             self._room.enter(caller, digest.size)
         except NoRoom as error:
             self._complain(error)
             raise
         promise = Promise(self._room, digest.size)  # there is room for it, or it would not have been let in
-        upload = self._new_upload(digest, promise, lambda: self._room.leave(caller, digest.size))
+        upload = self._uploads.new(digest, promise, lambda: self._room.leave(caller, digest.size))
         try:
             self._note_reserving(await upload.begin())
         except BaseException:
             upload.close()
             raise
         return upload
-
-    def _new_upload(self, digest: Digest, promise: Promise, closed: Callable[[], None]) -> FileUpload:
-        return FileUpload(
-            self._repository.layout.incoming,
-            digest,
-            promise,
-            self._in_thread,
-            lambda received: self._committer.submit(Work(file=received)),
-            self._now,
-            closed,
-        )
 
     def _complain(self, error: StoreError) -> None:
         """Tell the administrator that uploads are refused: BuildStream does not tell its users."""
@@ -250,7 +252,8 @@ class LocalStore:
 
     async def _add_large(self, blob: Blob) -> StoreError | None:
         try:
-            upload = self._new_upload(blob.digest, self._room.promise(blob.digest.size), lambda: None)
+            self._uploads.require_open()
+            upload = self._uploads.new(blob.digest, self._room.promise(blob.digest.size), lambda: None)
             try:
                 self._note_reserving(await upload.begin())
                 await upload.write(blob.content)

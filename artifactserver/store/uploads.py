@@ -11,17 +11,18 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.python.failure import Failure
 
 from artifactserver.store import disk
 from artifactserver.store.digest import Digest
 from artifactserver.store.files import Checksums, FileName
-from artifactserver.store.interface import ContentMismatch
+from artifactserver.store.interface import SHUTTING_DOWN, ContentMismatch, StoreBroken
 from artifactserver.store.layout import PROBE
 from artifactserver.store.room import Promise
 from artifactserver.store.rows import FileRow
@@ -197,8 +198,9 @@ class FileUpload:
 
         :return: whether the file system can reserve space.
         """
-        self._start(self._run(self._create))
+        self._start(lambda: self._run(self._create))
         await self._settled()
+        self._require_open()
         return self._file.has_space
 
     async def write(self, content: bytes | memoryview) -> None:
@@ -217,9 +219,9 @@ class FileUpload:
             self._flush()
             await self._settled()
         now = int(self._now())
-        self._start(self._run(lambda: self._file.finish(now)))
+        self._start(lambda: self._run(lambda: self._file.finish(now)))
         received = await self._settled()
-        self._start(self._commit(received))
+        self._start(lambda: self._commit(received))
         await self._settled()
 
     def close(self) -> None:
@@ -237,11 +239,16 @@ class FileUpload:
 
     def _flush(self) -> None:
         pieces, self._gathered, self._gathered_bytes = self._gathered, [], 0
-        self._start(self._run(lambda: self._file.absorb(pieces)))
+        self._start(lambda: self._run(lambda: self._file.absorb(pieces)))
 
-    def _start(self, job: Deferred[Any]) -> None:
+    def _start(self, job: Callable[[], Deferred[Any]]) -> None:
+        self._require_open()
         self._busy = True
-        job.addBoth(self._ended)
+        job().addBoth(self._ended)
+
+    def _require_open(self) -> None:
+        if self._closed:  # by the store, which is about to stop: whoever uploads would not go on after closing
+            raise StoreBroken(SHUTTING_DOWN)
 
     def _ended(self, result: Any) -> None:
         self._busy = False
@@ -253,7 +260,7 @@ class FileUpload:
         waiting, self._waiting = self._waiting, None
         if self._closed:
             self._discard()
-        elif waiting is not None:
+        if waiting is not None:
             waiting.callback(None)
 
     async def _settled(self) -> Any:
@@ -274,3 +281,55 @@ class FileUpload:
             self._run(self._file.discard).addBoth(lambda _: self._when_closed())
         else:
             self._when_closed()
+
+
+class Uploads:
+    """All the uploads that a store has under way.
+
+    :param directory: and the other parameters: as of `FileUpload`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        run: Callable[[Callable[[], Any]], Deferred[Any]],
+        commit: Callable[[Received], Deferred[None]],
+        now: Callable[[], float],
+    ) -> None:
+        self._directory = directory
+        self._run = run
+        self._commit = commit
+        self._now = now
+        self._under_way: set[FileUpload] = set()
+        self._all_gone: Deferred[None] | None = None
+
+    def require_open(self) -> None:
+        """:raises StoreBroken: if the store is about to stop."""
+        if self._all_gone is not None:
+            raise StoreBroken(SHUTTING_DOWN)
+
+    def new(self, digest: Digest, promise: Promise, closed: Callable[[], None]) -> FileUpload:
+        """One more of them; `FileUpload.begin` comes next."""
+
+        def gone() -> None:
+            closed()
+            self._under_way.remove(upload)
+            if self._all_gone is not None and not self._under_way:
+                self._all_gone.callback(None)
+
+        upload = FileUpload(self._directory, digest, promise, self._run, self._commit, self._now, gone)
+        self._under_way.add(upload)
+        return upload
+
+    async def end(self, clock: Any, seconds: float) -> int:
+        """Close all of them, and wait until nothing is left of them; how many there still are after ``seconds``.
+
+        What an upload is waiting for is finished: one that was about to be committed is.
+        """
+        self._all_gone = Deferred()
+        for upload in list(self._under_way):
+            upload.close()
+        if self._under_way:
+            with suppress(TimeoutError):
+                await self._all_gone.addTimeout(seconds, clock)
+        return len(self._under_way)
