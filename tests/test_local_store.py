@@ -916,6 +916,31 @@ class DamageTests(LocalStoreTestCase):
         await store.set_record(Record(KEY, b"value", ()))
         self.assertEqual(await value_of(store, KEY), b"value")
 
+    async def test_damaged_record_among_many(self) -> None:
+        """Forgetting a damaged record takes its name along, and no other."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        keys = [RecordKey(RecordKind.ASSET_BLOB, "i", f"urn:{number}") for number in range(50)]
+        await store.set_records([Record(key, b"value", ()) for key in keys])
+        (pack,) = (path / "packs").iterdir()
+        for repaired_by in ("use", "fsck"):
+            key = keys.pop(20)
+            content = bytearray(pack.read_bytes())
+            content[content.index(key.name.encode()) - 1] ^= 1
+            pack.write_bytes(content)
+            if repaired_by == "use":
+                self.assertIsNone(await store.get_record(key))
+            else:
+                await self.close_store(store)
+                report = fsck.check(path, NoProgress(), repair=True)
+                self.assertEqual(report.problem_count, 1)
+                store = await self.open_store(path)
+            self.assertEqual(store._index.count_names(), (len(keys), len(keys)))
+            for other in keys:
+                self.assertEqual(await value_of(store, other), b"value")
+        await self.close_store(store)
+        self.assertEqual(fsck.check(path, NoProgress()).problems, [])
+
     async def test_quarantine_is_bounded(self) -> None:
         """A failing disk cannot fill itself with what it damaged."""
         self.patch(damage_module, "QUARANTINE_FILES", 2)

@@ -72,12 +72,15 @@ class Quarantine:
                 reason=reason,
             )
 
-    async def record(self, record: bytes, row: RecordRow, reason: str) -> None:
-        """The entry of the record with this hash is damaged."""
+    async def record(self, record: bytes, name: bytes | None, row: RecordRow, reason: str) -> None:
+        """The entry of the record with this hash is damaged.
+
+        :param name: its key in the index's ``names``, `None` if it has none there.
+        """
 
         def edit(changes: Changes) -> bool:
             self._copy(f"record-{record.hex()}.{row.place.pack:016x}.{row.place.offset}", len(record), row.place)
-            return changes.remove_record(record, row)
+            return changes.remove_record(record, name, row)
 
         if await self._submit(Work(edit=edit)):
             self._log.error(

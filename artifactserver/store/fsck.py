@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ from artifactserver.store.packs import (
     read_entry,
     scan,
 )
-from artifactserver.store.records import WrittenChange
+from artifactserver.store.records import RECORD_HASH_BYTES, WrittenChange
 from artifactserver.store.repository import Repository
 from artifactserver.store.rows import PACKED, PACKED_BYTES, SET, FileRow, RecordRow, unpack_packed
 
@@ -169,11 +169,16 @@ class _Check:
         self._check_orphans()
         return self._report
 
-    def _rows(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+    def _slices(self, table: str) -> Iterator[list[tuple[bytes, bytes]]]:
+        """All rows of a table; between two slices of them others may write."""
         after = b""
         while rows := self._index.rows(table, after):
-            yield from rows
+            yield rows
             after = rows[-1][0]
+
+    def _rows(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        for rows in self._slices(table):
+            yield from rows
 
     def _scan_pack(self, pack: int, length: int) -> int:
         """How many rows of the index lead to a sound blob in this pack.
@@ -268,7 +273,20 @@ class _Check:
                 self._wait(self._quarantine.filed(digest, value, reason))
 
     def _check_records(self) -> None:
-        for record, value in self._rows("records"):
+        for rows in self._slices("records"):
+            damaged = self._damaged_records(rows)
+            if damaged and self._repair:
+                names = self._names_of(set(damaged))
+                for record, (row, reason) in damaged.items():
+                    self._wait(self._quarantine.record(record, names.get(record), row, reason))
+        names_count, records = self._index.count_names()
+        if names_count != records:
+            self._report.problem(f"the index lists {names_count} names of {records} records")
+
+    def _damaged_records(self, rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, tuple[RecordRow, str]]:
+        """Of some rows of ``records`` those that do not lead to a change, and why, by record."""
+        damaged = {}
+        for record, value in rows:
             row = RecordRow.decode(value)
             if row is None:
                 self._report.problem(f"the index row of record {record.hex()} is damaged")
@@ -279,11 +297,14 @@ class _Check:
                 self._report.records += row.state == SET
             elif self._index.look_up_record(record)[0] == row:
                 self._report.problem(f"record {record.hex()} is damaged: {reason}")
-                if self._repair:
-                    self._wait(self._quarantine.record(record, row, reason))
-        names, records = self._index.count_names()
-        if names != records:
-            self._report.problem(f"the index lists {names} names of {records} records")
+                damaged[record] = row, reason
+        return damaged
+
+    def _names_of(self, records: set[bytes]) -> dict[bytes, bytes]:
+        """The keys in ``names`` of records whose own name was lost with their entry; that takes a look at all names."""
+        return {
+            name[-RECORD_HASH_BYTES:]: name for name, _ in self._rows("names") if name[-RECORD_HASH_BYTES:] in records
+        }
 
     def _record_trouble(self, record: bytes, row: RecordRow) -> str | None:
         try:

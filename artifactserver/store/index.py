@@ -164,16 +164,16 @@ class Changes:
         if row is not None and row.sequence == sequence:
             self._txn.put(record, replace(row, epoch=epoch, walked=walked).encode(), db=self._index.records)
 
-    def remove_record(self, record: bytes, row: RecordRow) -> bool:
-        """Forget a record whose change was lost, if its row is still ``row``."""
+    def remove_record(self, record: bytes, name: bytes | None, row: RecordRow) -> bool:
+        """Forget a record whose change was lost, if its row is still ``row``.
+
+        :param name: its key in ``names``, `None` if it has none there.
+        """
         if self._txn.get(record, db=self._index.records) != row.encode():
             return False
         self._txn.delete(record, db=self._index.records)
-        with self._txn.cursor(db=self._index.names) as cursor:
-            for name in cursor.iternext(keys=True, values=False):
-                if name.endswith(record):
-                    cursor.delete()
-                    break
+        if name is not None:
+            self._txn.delete(name, db=self._index.names)
         return True
 
 

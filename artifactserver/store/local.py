@@ -41,7 +41,7 @@ from artifactserver.store.reading import Reading
 from artifactserver.store.records import Change, WrittenChange, record_hash
 from artifactserver.store.repository import Repository
 from artifactserver.store.room import Promise, Room
-from artifactserver.store.rows import PACKED, PACKED_BYTES, SET, FileRow, RecordRow, unpack_packed
+from artifactserver.store.rows import PACKED, PACKED_BYTES, SET, FileRow, RecordRow, name_row, unpack_packed
 from artifactserver.store.trees import require_all
 from artifactserver.store.uploads import FileUpload, Uploads
 
@@ -346,7 +346,8 @@ class LocalStore:
                 if isinstance(error, OSError) and not disk.is_lost(error):
                     raise disk.failure(error, "reading a record") from error
                 if last_try:
-                    await self._quarantine.record(hash, row, str(error))
+                    name = name_row(key.kind, key.instance, key.name, hash)
+                    await self._quarantine.record(hash, name, row, str(error))
         return None, 0, None
 
     # Threads and time

@@ -16,6 +16,9 @@ from artifactserver.proto import records_pb2
 from artifactserver.store.digest import Digest, DigestFunction
 from artifactserver.store.interface import Record, RecordKey, RecordKind, Reference, Shape
 
+#: The length of a record's hash, which is also the end of its key in the index's ``names``.
+RECORD_HASH_BYTES = 32
+
 _NS = 1_000_000_000
 
 
