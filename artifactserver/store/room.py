@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ class Promise:
         self.reduce(0)
 
 
+@dataclass(slots=True)
+class _Caller:
+    """What one caller has under way.
+
+    :ivar reserved: bytes.
+    """
+
+    uploads: int = 0
+    reserved: int = 0
+
+
 class Room:
     """The free space of the file system that holds ``path``.
 
@@ -54,7 +66,8 @@ class Room:
         self._head_room = head_room
         self._statvfs = statvfs
         self._promised = 0
-        self._callers: dict[str, list[int]] = {}
+        self._callers: dict[str, _Caller] = {}
+        self._uploads = 0
 
     def available(self) -> int:
         """Bytes that uploads may still take, besides those that have been accepted already."""
@@ -87,16 +100,21 @@ class Room:
         :raises TooBusy: if too many uploads are under way.
         :raises NoRoom: if there is no space for this one, or not for this caller.
         """
-        sizes = self._callers.get(caller, [])
-        if len(sizes) >= CALLER_UPLOADS or sum(map(len, self._callers.values())) >= ALL_UPLOADS:
+        own = self._callers.get(caller) or _Caller()
+        if own.uploads >= CALLER_UPLOADS or self._uploads >= ALL_UPLOADS:
             raise TooBusy("too many large uploads are under way: try again when some of them have finished")
         self.require(size)
-        if sizes and sum(sizes) + size > CALLER_SHARE * (self.available() + sum(sizes)):
+        if own.uploads and own.reserved + size > CALLER_SHARE * (self.available() + own.reserved):
             raise NoRoom("the uploads that this client has under way reserve too much of the server's disk")
-        self._callers.setdefault(caller, []).append(size)
+        own.uploads += 1
+        own.reserved += size
+        self._uploads += 1
+        self._callers[caller] = own
 
     def leave(self, caller: str, size: int) -> None:
-        sizes = self._callers[caller]
-        sizes.remove(size)
-        if not sizes:
+        own = self._callers[caller]
+        own.uploads -= 1
+        own.reserved -= size
+        self._uploads -= 1
+        if not own.uploads:
             del self._callers[caller]
