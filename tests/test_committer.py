@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.task import deferLater
 
 from artifactserver.store import committer, disk, fsck, rebuild
 from artifactserver.store.batch import Work
@@ -311,3 +314,42 @@ class GivingUpTests(CommitterTestCase):
             self.assertEqual(pack.read_bytes(), left if name != "sync_directory" else b"", name)
             await self.close_store(store)
             await self.verify(path, [kept, more])
+
+
+class WaitingTests(CommitterTestCase):
+    """Work waits for the disk, in the order in which it came."""
+
+    async def test_cancelled_in_the_middle(self) -> None:
+        """A caller that goes away while its batch is on its way to the disk keeps nobody from being answered."""
+        store = await self.make_store()
+        begun = [threading.Event(), threading.Event()]
+        doors = [threading.Event(), threading.Event()]
+        real = committer.Committer._commit
+        batches: list[int] = []
+
+        def slow(this: Any, works: Any) -> Any:
+            number = len(batches)
+            batches.append(len(works))
+            begun[number].set()
+            doors[number].wait(20)
+            return real(this, works)
+
+        async def until(event: threading.Event) -> None:
+            while not event.is_set():
+                await deferLater(reactor, 0.001)
+
+        self.patch(committer.Committer, "_commit", slow)
+        calls = [Deferred.fromCoroutine(store.add_many([random_blob()]))]
+        await until(begun[0])
+        blobs = [random_blob() for _ in range(3)]
+        calls += [Deferred.fromCoroutine(store.add_many([each])) for each in blobs]
+        doors[0].set()
+        await until(begun[1])
+        calls[1].addErrback(lambda failure: failure.trap(CancelledError) and [None])
+        calls[1].cancel()
+        doors[1].set()
+        for call in calls:
+            call.addTimeout(20, reactor)
+        self.assertEqual(await gatherResults(calls), [[None]] * 4)
+        self.assertEqual(batches, [1, 3])
+        self.assertEqual(await store.find_missing(Digests.of(each.digest for each in blobs)), [])

@@ -283,4 +283,5 @@ class Committer:
 
 def _answer(batch: Sequence[_Waiting], outcomes: Sequence[Any]) -> None:
     for waiting, outcome in zip(batch, outcomes, strict=True):
-        waiting.done.callback(outcome)  # a Failure makes it fail
+        if not waiting.done.called:  # as it is when it was cancelled too late for its work not to be done
+            waiting.done.callback(outcome)  # a Failure makes it fail
