@@ -353,3 +353,45 @@ class WaitingTests(CommitterTestCase):
         self.assertEqual(await gatherResults(calls), [[None]] * 4)
         self.assertEqual(batches, [1, 3])
         self.assertEqual(await store.find_missing(Digests.of(each.digest for each in blobs)), [])
+
+    async def test_order(self) -> None:
+        """What came first is committed first, in batches of a bounded size; what was withdrawn is not done."""
+        self.patch(committer, "BATCH_BYTES", 1000)
+        store = await self.make_store()
+        begun, door = threading.Event(), threading.Event()
+        batches: list[list[int]] = []
+        real = committer.Committer._commit
+
+        def slow(this: Any, works: Any) -> Any:
+            begun.set()
+            door.wait(20)
+            batches.append([len(work.blobs[0].content) for work in works])
+            return real(this, works)
+
+        self.patch(committer.Committer, "_commit", slow)
+        jobs = [store._committer.submit(Work(blobs=[random_blob(100)]))]
+        while not begun.is_set():
+            await deferLater(reactor, 0.001)
+        sizes = (401, 402, 403, 404, 405, 0, 1, 2)
+        jobs += [store._committer.submit(Work(blobs=[random_blob(size)])) for size in sizes]
+        for number in (2, 5):
+            jobs[number].addErrback(lambda failure: failure.trap(CancelledError))
+            jobs[number].cancel()
+        door.set()
+        await gatherResults(jobs)
+        self.assertEqual(batches, [[100], [401, 403, 404], [0, 1, 2]])
+        self.assertEqual((len(store._committer._waiting), store._committer._waiting_bytes), (0, 0))
+
+    async def test_withdrawing_many(self) -> None:
+        """Withdrawing a lot of work, as a client does that goes away, takes no time to speak of."""
+        store = await self.make_store()
+        door = threading.Event()
+        self.patch(committer.Committer, "_commit", lambda this, works: door.wait(20) and [None] * len(works))
+        jobs = [store._committer.submit(Work()) for _ in range(20_000)]
+        for job in jobs:
+            job.addErrback(lambda failure: failure.trap(CancelledError))
+        before = time.monotonic()
+        for job in reversed(jobs):
+            job.cancel()
+        self.assertLess(time.monotonic() - before, 3)
+        door.set()

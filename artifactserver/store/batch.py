@@ -36,6 +36,9 @@ from artifactserver.store.records import Change, record_hash
 from artifactserver.store.rows import DELETED, OPEN, SEALED, SET, RecordRow, encode_packed, name_row
 from artifactserver.store.uploads import Received
 
+#: Bytes that an entry takes besides its content, about: it is that for the digest function that everybody uses.
+HEAD_BYTES = entry_bytes(32, 0)
+
 #: What an edit does to the index, given the transaction; what it returns goes to whoever asked for it.
 Edit = Callable[[Changes], Any]
 
@@ -60,7 +63,8 @@ class Work:
     @property
     def size(self) -> int:
         """Bytes that go into the pack, about."""
-        return sum(blob.digest.size for blob in self.blobs) + sum(change.size for change in self.changes)
+        contents = sum(blob.digest.size for blob in self.blobs)
+        return contents + HEAD_BYTES * len(self.blobs) + sum(change.size for change in self.changes)
 
     @property
     def appends(self) -> bool:

@@ -40,9 +40,10 @@ _OUR_FAULT = "the server failed to store this; its log has the details"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
-    """Work that was handed in, and what fires when it is durable."""
+    """Work that was handed in, its size, and what fires when it is durable."""
 
     work: Work
+    size: int
     done: Deferred[Any]
 
 
@@ -60,7 +61,8 @@ class Committer:
         self._index = index
         self._deliver = deliver
         self._now = now
-        self._waiting: list[_Waiting] = []
+        #: In the order in which it was handed in, as keys, so that what is withdrawn is found at once.
+        self._waiting: dict[_Waiting, None] = {}
         self._waiting_bytes = 0
         self._wake = threading.Condition()
         self._stopping = False
@@ -86,16 +88,16 @@ class Committer:
         :return: fires when it is durable, with the result of its edit; fails with a `StoreError`.  When it is
             cancelled before its batch has begun, the work is not done.
         """
-        waiting = _Waiting(work, Deferred(lambda _: self._withdraw(waiting)))
+        waiting = _Waiting(work, work.size, Deferred(lambda _: self._withdraw(waiting)))
         with self._wake:
             if self._stopping:
                 refusal: StoreError | None = StoreBroken(SHUTTING_DOWN)
-            elif self._waiting_bytes + work.size > WAITING_BYTES:
+            elif self._waiting_bytes + waiting.size > WAITING_BYTES:
                 refusal = TooBusy("the server's disk cannot keep up with all that is uploaded: try again in a moment")
             else:
                 refusal = None
-                self._waiting.append(waiting)
-                self._waiting_bytes += work.size
+                self._waiting[waiting] = None
+                self._waiting_bytes += waiting.size
                 self._wake.notify()
         if refusal is not None:
             waiting.done.errback(refusal)
@@ -104,8 +106,8 @@ class Committer:
     def _withdraw(self, waiting: _Waiting) -> None:
         with self._wake:
             if waiting in self._waiting:
-                self._waiting.remove(waiting)
-                self._waiting_bytes -= waiting.work.size
+                del self._waiting[waiting]
+                self._waiting_bytes -= waiting.size
 
     def _run(self) -> None:
         while batch := self._next():
@@ -127,11 +129,13 @@ class Committer:
                 self._wake.wait()
             batch: list[_Waiting] = []
             size = 0
-            while len(batch) < len(self._waiting) and size < BATCH_BYTES:
-                waiting = self._waiting[len(batch)]
-                size += waiting.work.size
+            for waiting in self._waiting:
+                if size >= BATCH_BYTES:
+                    break
+                size += waiting.size
                 batch.append(waiting)
-            del self._waiting[: len(batch)]
+            for waiting in batch:
+                del self._waiting[waiting]
             self._waiting_bytes -= size
             return batch
 
