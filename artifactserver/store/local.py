@@ -7,7 +7,7 @@ is long ago.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from artifactserver.store.batch import Work
 from artifactserver.store.committer import Committer
 from artifactserver.store.damage import Quarantine
 from artifactserver.store.digest import EMPTY, Digest, Digests
-from artifactserver.store.index import Changes
 from artifactserver.store.interface import (
     BadReference,
     Blob,
@@ -42,6 +41,7 @@ from artifactserver.store.records import Change, WrittenChange, record_hash
 from artifactserver.store.repository import Repository
 from artifactserver.store.room import Promise, Room
 from artifactserver.store.rows import PACKED, PACKED_BYTES, SET, FileRow, RecordRow, name_row, unpack_packed
+from artifactserver.store.touches import Touches
 from artifactserver.store.trees import require_all
 from artifactserver.store.uploads import FileUpload, Uploads
 
@@ -72,7 +72,7 @@ STOP_SECONDS = 5.0
 #: Bytes of blobs that one call holds while it carries them out of packs that are about to go.
 RESCUE_BYTES = 4 * 1024 * 1024
 
-#: Notes of use that may be on their way to the index at once; more are left out, and made at the next use.
+#: Notes of walks that may be on their way to the index at once; more are left out, and made at the next use.
 PASSING = 1_000
 
 
@@ -94,7 +94,7 @@ class LocalStore:
         self._room = Room(path, head_room_min)
         self._complained = float("-inf")
         self._cannot_reserve = False
-        self._passing: set[Hashable] = set()
+        self._passing: set[bytes] = set()
         self._turns = DeferredSemaphore(BATCHED_UPLOADS)
         self._pool = ThreadPool(minthreads=1, maxthreads=DISK_THREADS, name="disk")
 
@@ -109,6 +109,7 @@ class LocalStore:
         self._repository.sweep()
         layout = self._repository.layout
         self._committer = Committer(layout, self._index, self._reactor.callFromThread, self._now)
+        self._touches = Touches(self._committer.submit)
         self._quarantine = Quarantine(layout, self._committer.submit)
         self._presence = Presence()
         self._uploads = Uploads(
@@ -173,7 +174,7 @@ class LocalStore:
                     unused[digests.keys[position]] = value
         self._presence.learn(packed)
         if unused:
-            self._touch(unused, used)
+            self._touches.note(unused, used)
         if retiring:
             missing += await self._rescue(digests, retiring)
             missing.sort()
@@ -281,13 +282,6 @@ class LocalStore:
                 missing += named[digest] if content is None else ()
         return missing
 
-    def _touch(self, values: dict[bytes, bytes], used: int) -> None:
-        def edit(changes: Changes) -> None:
-            for key, value in values.items():
-                changes.touch_file(key, value, used)
-
-        self._in_passing(frozenset(values), Work(edit=edit))
-
     # Records
 
     async def get_record(self, key: RecordKey) -> Record | None:
@@ -355,14 +349,14 @@ class LocalStore:
     def _in_thread(self, function: Callable[[], Any]) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._pool, function)
 
-    def _in_passing(self, what: Hashable, work: Work) -> None:
+    def _in_passing(self, record: bytes, work: Work) -> None:
         """Commit something that nobody waits for, unless the same is on its way already, or too much is."""
-        if what in self._passing or len(self._passing) >= PASSING:
+        if record in self._passing or len(self._passing) >= PASSING:
             return
-        self._passing.add(what)
+        self._passing.add(record)
         done = self._committer.submit(work)
         done.addErrback(lambda failure: self._log.warn("the index was not updated: {error}", error=failure.value))
-        done.addBoth(lambda _: self._passing.discard(what))
+        done.addBoth(lambda _: self._passing.discard(record))
 
     def _give_way(self) -> Awaitable[None]:
         return deferLater(self._reactor, 0)
