@@ -59,6 +59,7 @@ class ReceivingTests(SynchronousTestCase):
             peer.send(frame(DATA, 8, 1, b"\xff" + bytes(255)))
             peer.frames()
         self.assertEqual(peer.stream(1).receive_window + peer.stream(1).unreturned, 4096)
+        self.assertEqual(peer.engine._window._outstanding, 0)
 
     def test_everything_counts_against_the_connection(self) -> None:
         """Data that nobody wants takes the connection's window like any other, and gives it back at once."""
@@ -82,6 +83,7 @@ class ReceivingTests(SynchronousTestCase):
                 sent += len(payload)
             back = sum(each.number for each in peer.said(WINDOW_UPDATE) if each.stream == 0)
             self.assertGreater(back, sent - 40_000, name)
+            self.assertEqual(peer.engine._window._outstanding, 0, name)
             self.assertFalse(peer.engine.failed, name)
 
     def test_only_data_counts(self) -> None:
@@ -228,6 +230,21 @@ class SendingTests(SynchronousTestCase):
         self.assertEqual([payload for _, stream, payload in said if stream == 1], [HEAD, TAIL])
         self.assertEqual([payload for _, stream, payload in said if stream == 3], [HEAD, TAIL])
         self.assertEqual([payload for _, stream, payload in said if stream == 5], [TAIL])
+
+    def test_answers_heed_every_bound(self) -> None:
+        """An answer that fits its stream's window still waits for the connection's, and is cut to the frame size."""
+        self.peer.send(settings((4, 2**20)), request(1, end=True), request(3, end=True), request(5, end=True))
+        self.peer.frames()
+        self.sender.answer(self.peer.stream(1), HEAD, (bytes(30_000),), TAIL)
+        self.assertEqual(self.sizes(self.peer.frames()), [(1, 16_384), (1, 30_000 - 16_384)])
+        self.peer.send(settings((5, 2**20)))
+        self.sender.answer(self.peer.stream(3), HEAD, (bytes(40_000),), TAIL)
+        self.assertEqual(self.sizes(self.peer.frames()), [(3, 35_535)])
+        self.sender.headers(self.peer.stream(5), HEAD)
+        self.sender.data(self.peer.stream(5), b"x")
+        self.assertEqual(self.peer.frames()[0].kind, HEADERS)
+        self.peer.send(window_update(0, 5000))
+        self.assertEqual(self.sizes(self.peer.frames()), [(3, 4465), (5, 1)])
 
     def test_later_streams(self) -> None:
         """A new initial window holds for streams that come later too, and not for the connection."""
