@@ -97,10 +97,10 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
         host: str = getattr(transport.getPeer(), "host", "unknown")
         return Caller(host.removeprefix("::ffff:"), identity, rights)
 
-    store = LocalStore(repo, reactor=reactor, now=now, head_room_min=options["head-room-min"])
     dispatcher = Dispatcher(Access(options["enable-push"]))
-    health = register_all(dispatcher, store, reactor)
     grpc = GrpcFactory(dispatcher, caller_of, reactor)
+    store = LocalStore(repo, reactor=reactor, now=now, head_room_min=options["head-room-min"], together=grpc.together)
+    health = register_all(dispatcher, store, reactor)
     port: IProtocolFactory = PortFactory(grpc, not_found_site(reactor), reactor)
     if tls is not None:
         port = TLSMemoryBIOFactory(tls, False, port, reactor)

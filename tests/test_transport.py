@@ -126,8 +126,8 @@ class UnaryTests(SynchronousTestCase):
                 return BytesValue(value=request.value)
 
             async def some(self) -> AsyncIterator[BytesValue]:
-                for value in (b"1", b"2"):
-                    yield BytesValue(value=value)
+                for each in (b"1", b"2"):
+                    yield BytesValue(value=each)
 
         self.wire = Wire(implementation=Returning())
         for stream, asked, answered in (

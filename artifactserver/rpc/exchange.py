@@ -1,8 +1,8 @@
 """A call and the handler that answers it: driving the handler, sending what it gives, and every way to end.
 
-A handler is driven by hand first.  Most finish without waiting for anything: those are answered at once, with no
-`Deferred` made.  One that suspends is handed on to `Deferred.fromCoroutine`, which starts by asking what it waits for
-once more; a `Deferred` that has no result yet names itself again.
+A handler is driven by hand.  Most finish without waiting for anything: those are answered at once.  One that suspends
+names the `Deferred` that it waits for, and goes on when that fires; to cancel it is to cancel that.  `Deferred` has a
+driver of its own for coroutines, which keeps a context and a result for everybody who might ask: twice the work.
 
 Response data beyond `Limits.response_bytes_queued` suspends the handler until the peer has taken half of it.  How
 request data reaches the handler is in ``unary.py`` and ``streaming.py``.
@@ -63,12 +63,12 @@ class Exchange:
     """
 
     __slots__ = (
+        "_awaited",
         "_call",
         "_carrier",
         "_head_sent",
         "_reader",
         "_room",
-        "_running",
         "_timer",
         "_wanted",
         "held",
@@ -85,7 +85,8 @@ class Exchange:
         # Made when it is needed: most requests are one message in one piece.
         self._reader: MessageReader | None = None
         self._head_sent = False
-        self._running: Deferred[Any] | None = None
+        # What the handler waits for.
+        self._awaited: Deferred[Any] | None = None
         self._room: Deferred[None] | None = None
         self._timer: IDelayedCall | None = None
         self.held = 0
@@ -155,21 +156,33 @@ class Exchange:
         else:
             self._drive(self._send_all(answer) if method.yields else answer)
 
-    def _drive(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """By hand as far as it goes, then as a `Deferred`."""
+    def _drive(self, coroutine: Coroutine[Any, Any, Any], failure: Failure | None = None) -> None:
+        """Let the handler go on until it ends or waits for something.
+
+        :param failure: what came of that for which it has waited, if it failed.
+        """
+        self._awaited = None
         try:
-            coroutine.send(None)
+            if failure is None:
+                awaited = coroutine.send(None)
+            else:
+                awaited = failure.throwExceptionIntoGenerator(coroutine)  # type: ignore[arg-type]
         except StopIteration as stop:
             self._finished(stop.value)
         except Exception as error:
             self._failed(error)
         else:
-            deadline = self._call.deadline
-            if deadline is not None and self._timer is None:
-                clock = self._carrier.clock
-                self._timer = clock.callLater(max(0.0, deadline - clock.seconds()), self._expired)
-            self._running = Deferred.fromCoroutine(coroutine)
-            self._running.addCallbacks(self._finished, self._failed_later)
+            if not self.over:
+                deadline = self._call.deadline
+                if deadline is not None and self._timer is None:
+                    clock = self._carrier.clock
+                    self._timer = clock.callLater(max(0.0, deadline - clock.seconds()), self._expired)
+                self._awaited = awaited
+            awaited.addBoth(self._resume, coroutine)
+
+    def _resume(self, result: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """What the handler waited for is here; it takes the result from its `Deferred` itself."""
+        self._drive(coroutine, result if isinstance(result, Failure) else None)
 
     async def _send_all(self, source: AsyncGenerator[Response, None]) -> None:
         limits = self._carrier.limits
@@ -230,17 +243,12 @@ class Exchange:
         self._settle()
         self._carrier.flush()
 
-    def _failed_later(self, failure: Failure) -> None:
-        assert failure.value is not None
-        self._failed(failure.value, failure)
-
-    def _failed(self, error: BaseException, failure: Failure | None = None) -> None:
-        """The handler raised ``error``."""
+    def _failed(self, error: BaseException) -> None:
+        """The handler raised ``error``, which is being handled right now."""
         status = status_of(error)
         gone = self.over or not self.stream.local_open
         if status is None and not (gone and isinstance(error, CancelledError)):
-            # Without a failure, the exception is being handled right now.
-            _log.failure("{path} failed", failure, path=self._wanted.method.path)
+            _log.failure("{path} failed", path=self._wanted.method.path)
             status = Code.INTERNAL, _OUR_FAULT
         if not self.over and status is not None:
             self._fail(*status, details_of(error))
@@ -288,10 +296,10 @@ class Exchange:
         self._reader = None
 
     def _cancel_handler(self) -> None:
-        running, self._running = self._running, None
-        if running is not None:
+        awaited, self._awaited = self._awaited, None
+        if awaited is not None:
             self._room = None
-            running.cancel()
+            awaited.cancel()
 
 
 def _serialized(message: Any) -> tuple[bytes, ...]:

@@ -140,6 +140,9 @@ class GrpcProtocol(Protocol):
         """Write what may be written, unless that will happen anyway before the reactor turns."""
         if self._busy or self._closing:
             return
+        if self.factory.waiting is not None:
+            self.factory.waiting.add(self)
+            return
         self._busy = True
         try:
             self._write()
@@ -342,4 +345,3 @@ class GrpcProtocol(Protocol):
         for stream in list(self.engine.streams.values()):
             if stream.owner is not None:
                 stream.owner.cancelled()
-

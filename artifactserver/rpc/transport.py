@@ -49,6 +49,8 @@ class GrpcFactory(Factory):
         self.connections: set[GrpcProtocol] = set()
         self._complaints = Allowance(_COMPLAINTS_PER_SECOND, _COMPLAINTS_AT_ONCE)
         self._unsaid = 0
+        #: Connections that have something to send when what happens `together` is over; otherwise `None`.
+        self.waiting: set[GrpcProtocol] | None = None
         self._drained: Deferred[None] | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> GrpcProtocol | None:  # type: ignore[override]
@@ -66,6 +68,19 @@ class GrpcFactory(Factory):
             fields["unsaid"] = self._unsaid
             self._unsaid = 0
         self._log.info(template, **fields)
+
+    def together(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call ``function``, and let everything that it causes to be sent on one connection leave in one piece."""
+        outermost = self.waiting is None
+        if self.waiting is None:
+            self.waiting = set()
+        try:
+            function(*arguments)
+        finally:
+            if outermost:
+                waiting, self.waiting = self.waiting, None
+                for connection in waiting:
+                    connection.flush()
 
     def drain(self, grace: float) -> Deferred[None]:
         """Let running calls finish within ``grace`` seconds, then cut off what is left; fires when all is closed."""
