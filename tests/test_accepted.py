@@ -33,7 +33,7 @@ class _Kept(Protocol):
 class AcceptedConnectionTests(TestCase):
     """Over real sockets."""
 
-    async def setUp(self) -> None:
+    def setUp(self) -> Deferred[None]:  # type: ignore[override]
         self.protocol = _Kept()
         made: Deferred[None] = Deferred()
         self.protocol.makeConnection = self._connected(made)  # type: ignore[method-assign]
@@ -44,7 +44,7 @@ class AcceptedConnectionTests(TestCase):
         self.client = socket.create_connection(address)
         self.addCleanup(self.client.close)
         self.client.setblocking(False)
-        await made
+        return made
 
     def _connected(self, made: Deferred[None]) -> Any:
         def connect(transport: Any) -> None:
@@ -64,13 +64,13 @@ class AcceptedConnectionTests(TestCase):
             try:
                 received += self.client.recv(size - len(received))
             except BlockingIOError:
-                await deferLater(reactor, 0.001)  # type: ignore[arg-type]
+                await deferLater(reactor, 0.001)
         return received
 
-    async def tearDown(self) -> None:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]
         self.client.close()
         self.transport.abortConnection()
-        await self.protocol.lost
+        return self.protocol.lost
 
     async def test_kind(self) -> None:
         """Accepted connections are of this kind, read much at once, and send small answers without delay."""

@@ -6,7 +6,8 @@ from hpack import Decoder, Encoder
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactserver.rpc.http2 import ErrorCode, Limits, RequestReceived, Stream, StreamFault, encode
-from artifactserver.rpc.http2.headers import HeaderBlocks
+from artifactserver.rpc.http2 import blocks as blocks_module
+from artifactserver.rpc.http2.blocks import Beginnings, HeaderBlocks
 from tests.http2_cases import HEAD, TAIL, Cases
 from tests.http2_peer import (
     ACK,
@@ -161,7 +162,7 @@ class SameBlockTests(SynchronousTestCase):
     """The same header block means the same headers while the dynamic table stays as it is."""
 
     def setUp(self) -> None:
-        self.blocks = HeaderBlocks(Limits())
+        self.blocks = HeaderBlocks(Limits(), Beginnings(Limits()))
         self.encoder = Encoder()
 
     def fields(self, more: tuple[str, str]) -> list[tuple[str, str]]:
@@ -214,6 +215,50 @@ class SameBlockTests(SynchronousTestCase):
         self.assertIsNotNone(self.blocks.known(block))
         self.blocks.trailers(self.encoder.encode([("nx", value)]))
         self.assertIsNone(self.blocks.known(block))
+
+    def test_known_ways(self) -> None:
+        """Connections that begin alike are understood alike, without a decoder, wherever they part."""
+        limits = Limits()
+        beginnings = Beginnings(limits)
+        ways = [["1", "2", "2", "3", "1"], ["1", "2", "2", "3", "1"], ["1", "2", "4", "2"], ["5"], ["1", "2", "4", "3"]]
+        for count, way in enumerate(ways):
+            blocks, encoder = HeaderBlocks(limits, beginnings), Encoder()
+            for value in way:
+                encoded = encoder.encode(self.fields(("a", value)))
+                head = blocks.known(encoded) or blocks.request(encoded)
+                self.assertEqual(head.fields[-1], (b"a", value.encode()))
+            if count == 1:
+                self.assertIsNone(blocks._decoder)
+            more = encoder.encode(self.fields(("b", "c")))
+            self.assertEqual((blocks.known(more) or blocks.request(more)).fields[-1], (b"b", b"c"))
+
+    def test_ways_are_bounded(self) -> None:
+        """However many ways to begin there are, few are remembered, each for a few blocks; all are understood."""
+        self.patch(blocks_module, "MOMENTS", 20)
+        limits = Limits(header_blocks_cached=3)
+        beginnings = Beginnings(limits)
+        for number in range(50):
+            blocks, encoder = HeaderBlocks(limits, beginnings), Encoder()
+            for step in range(30):
+                for value in (f"{number}", f"{step}"):
+                    encoded = encoder.encode(self.fields(("a", value)))
+                    head = blocks.known(encoded) or blocks.request(encoded)
+                    self.assertEqual(head.fields[-1], (b"a", value.encode()))
+            self.assertLessEqual(beginnings._moments, 20)
+        moments = [beginnings.start]
+        for moment in moments:
+            self.assertLessEqual(moment.depth, blocks_module.BEGINNING)
+            self.assertLessEqual(len(moment.heads), 3)
+            moments += [after for _, after in moment.steps.values()]
+        self.assertEqual(len(moments), beginnings._moments)
+
+    def test_secrets_stay(self) -> None:
+        """What only one client knows is remembered for that client alone."""
+        beginnings = Beginnings(Limits())
+        blocks = HeaderBlocks(Limits(), beginnings)
+        for _ in range(3):
+            blocks.request(self.encoder.encode(self.fields(("authorization", "Bearer secret"))))
+        self.assertEqual((beginnings.start.heads, beginnings.start.steps), ({}, {}))
 
     def test_huge_blocks_are_not_remembered(self) -> None:
         """What no client repeats takes no room."""

@@ -93,7 +93,7 @@ class EngineLimitTests(SynchronousTestCase):
         peer = Peer(Limits(header_blocks_cached=3))
         for number in range(50):
             peer.send(request(2 * number + 1, fields=(*REQUEST, ("n", str(number)))))
-        self.assertLessEqual(len(peer.engine._blocks._known), 3)
+        self.assertLessEqual(len(peer.engine._blocks._own), 3)
 
     def test_continuations(self) -> None:
         """A header block in too many frames costs the connection."""

@@ -372,8 +372,7 @@ class RetirementTests(LocalStoreTestCase):
         await store.set_record(Record(KEY, b"", (Reference(root.digest, Shape.DIRECTORY),)))
         self.assertIsNotNone(await store.get_record(KEY))
         with store._index.change() as changes:
-            changes.remove_blob(leaf.digest.key, changes.blob(leaf.digest.key))
-            changes.count(b"epoch")
+            changes.remove_blob(leaf.digest.key, changes.blob(leaf.digest.key) or b"")
         self.assertIsNone(await store.get_record(KEY))
         await put(store, leaf)
         self.assertIsNotNone(await store.get_record(KEY))

@@ -5,6 +5,8 @@ Old clients accept 8 KiB of headers and trailers, message and details included; 
 
 from __future__ import annotations
 
+import functools
+
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.http2 import encode
 from artifactserver.rpc.messages import ENCODINGS, encode_binary, encode_status_message
@@ -35,8 +37,9 @@ def trailers(code: Code, message: str, details: bytes = b"") -> bytes:
     return encode(_status_fields(code, message, details))
 
 
+@functools.lru_cache(maxsize=256)
 def trailers_only(code: Code, message: str, details: bytes = b"") -> bytes:
-    """A whole response without messages."""
+    """A whole response without messages.  Most refusals come again and again: those of BuildStream 1.6's probes."""
     fields = [_CONTENT_TYPE, *_status_fields(code, message, details)]
     if code is Code.UNIMPLEMENTED:
         # Who sent an encoding that we lack has to be told what we have (gRPC, doc/compression.md).

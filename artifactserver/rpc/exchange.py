@@ -166,7 +166,7 @@ class Exchange:
             if failure is None:
                 awaited = coroutine.send(None)
             else:
-                awaited = failure.throwExceptionIntoGenerator(coroutine)  # type: ignore[arg-type]
+                awaited = failure.throwExceptionIntoGenerator(coroutine)
         except StopIteration as stop:
             self._finished(stop.value)
         except Exception as error:

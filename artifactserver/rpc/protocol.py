@@ -40,9 +40,6 @@ from artifactserver.rpc.unary import UnaryExchange
 if TYPE_CHECKING:
     from artifactserver.rpc.transport import GrpcFactory
 
-#: How many distinct requests of a connection are remembered together with what they want.
-_REMEMBERED = 256
-
 #: How long a peer may take to answer the PING that tells what it sent before it knew of our going away.
 _GOAWAY_SECONDS = 1.0
 _GOAWAY_PING = b"goaway\0\0"
@@ -58,9 +55,8 @@ class GrpcProtocol(Protocol):
         self.factory = factory
         self.clock = factory.clock
         self.limits = factory.limits
-        self.engine = Connection(factory.limits)
+        self.engine = Connection(factory.limits, factory.beginnings)
         self.held = 0
-        self._wants: dict[RequestHead, Wanted | NotGrpc | Impossible] = {}
         self._woken: list[Exchange] = []
         self._postponed: deque[Exchange] = deque()
         # While this is set, something further up will flush.
@@ -182,12 +178,9 @@ class GrpcProtocol(Protocol):
     # Events
 
     def _request(self, stream: Stream, head: RequestHead, ended: bool) -> None:
-        wanted = self._wants.get(head)
+        wanted = head.meaning
         if wanted is None:
-            wanted = read_request(head, self.factory.routes)
-            if len(self._wants) >= _REMEMBERED:
-                self._wants.clear()
-            self._wants[head] = wanted
+            wanted = head.meaning = read_request(head, self.factory.routes)
         if not stream.local_open:
             return  # Reset by what came right behind it.
         if type(wanted) is not Wanted:

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from artifactserver.access import Caller
 from artifactserver.rpc.dispatch import Routes
-from artifactserver.rpc.http2 import Limits
+from artifactserver.rpc.http2 import Beginnings, Limits
 from artifactserver.rpc.http2.rates import Allowance
 from artifactserver.rpc.ledger import Ledger
 from artifactserver.rpc.protocol import GrpcProtocol
@@ -46,6 +46,7 @@ class GrpcFactory(Factory):
         self.clock = clock
         self.limits = limits
         self.ledger = Ledger(limits.held_bytes, limits.held_bytes_in_all)
+        self.beginnings = Beginnings(limits)
         self.connections: set[GrpcProtocol] = set()
         self._complaints = Allowance(_COMPLAINTS_PER_SECOND, _COMPLAINTS_AT_ONCE)
         self._unsaid = 0

@@ -290,7 +290,7 @@ class Index:
         """The generation of the packs and the eviction epoch: while both stay, nothing has been removed."""
         try:
             with self._env.begin(db=self.meta) as txn:
-                return txn.get(b"generation"), txn.get(b"epoch")
+                return txn.get(b"generation", b""), txn.get(b"epoch", b"")
         except lmdb.Error as error:
             raise self._failure(error) from error
 

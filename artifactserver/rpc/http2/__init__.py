@@ -6,6 +6,7 @@ or knows Twisted.  It serves: it never starts a stream, never pushes, and ends e
 gRPC does.
 """
 
+from artifactserver.rpc.http2.blocks import Beginnings
 from artifactserver.rpc.http2.connection import Connection
 from artifactserver.rpc.http2.errors import ConnectionFault, ErrorCode, Misuse, PeerFault, StreamFault
 from artifactserver.rpc.http2.events import (
@@ -26,6 +27,7 @@ from artifactserver.rpc.http2.streams import Stream
 
 __all__ = [
     "PREFACE",
+    "Beginnings",
     "Connection",
     "ConnectionFailed",
     "ConnectionFault",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from artifactserver.rpc.http2 import frames
+from artifactserver.rpc.http2.blocks import Beginnings, HeaderBlocks
 from artifactserver.rpc.http2.bodies import NOT_CONTENT_LENGTH, BodyReader
 from artifactserver.rpc.http2.errors import ConnectionFault, ErrorCode, HeaderListTooLarge, StreamFault
 from artifactserver.rpc.http2.events import (
@@ -30,7 +31,7 @@ from artifactserver.rpc.http2.frames import (
     PRIORITY_FLAG,
     SETTINGS,
 )
-from artifactserver.rpc.http2.headers import HeaderBlocks, RequestHead, check_trailers
+from artifactserver.rpc.http2.headers import RequestHead, check_trailers
 from artifactserver.rpc.http2.limits import Limits
 from artifactserver.rpc.http2.rates import Allowance
 from artifactserver.rpc.http2.sending import Sender
@@ -43,15 +44,16 @@ _HEADERS_EXTRA = 1 + 255 + 5
 class Connection(BodyReader):
     """One HTTP/2 connection, as its server sees it.
 
+    :param beginnings: how others have begun, if there are others.
     :ivar failed: the peer broke the connection; it will not be listened to any more.
     :ivar settings_received: the peer has introduced itself.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, beginnings: Beginnings | None = None) -> None:
         super().__init__(limits, Sender(self._response_ended))
         self.failed = False
         self.settings_received = False
-        self._blocks = HeaderBlocks(limits)
+        self._blocks = HeaderBlocks(limits, beginnings or Beginnings(limits))
         self._resets = Allowance(limits.resets_per_second, limits.resets_burst)
         # A particular frame has to come next: SETTINGS at first, CONTINUATION within a header block.
         self.particular = True

@@ -1,8 +1,4 @@
-"""Header blocks: the peer's into requests, ours into bytes (RFC 9113, section 8; RFC 7541).
-
-After its first calls a gRPC client sends the same few indexed bytes for every call.  While decoding leaves the
-dynamic table as it was, the same block means the same headers, so its meaning is remembered by its bytes; as soon as
-the table changes, everything remembered is dropped.
+"""Header fields: what a request's have to be, and how ours are written (RFC 9113, section 8; RFC 7541).
 
 Ours are literals without indexing: constants that need no state, made once.
 """
@@ -12,11 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from hpack import Decoder, HPACKError
-
-from artifactserver.rpc.http2.errors import ConnectionFault, ErrorCode, HeaderListTooLarge, StreamFault
-from artifactserver.rpc.http2.limits import Limits
+from artifactserver.rpc.http2.errors import ErrorCode, StreamFault
 
 #: Visible ASCII without upper case and without the colon (RFC 9113, section 8.2.1).
 _NAME = re.compile(rb"[!-9;-@\[-~]+")
@@ -32,15 +26,14 @@ _PSEUDO = {
     b":path": re.compile(rb"/[!-\"$-~]*|\*").fullmatch,
 }
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
-#: Blocks beyond this are not remembered: no client repeats them, and the cache shall stay small.
-_CACHEABLE = 4096
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class RequestHead:
-    """The headers of a request, checked.  Two are equal only if they are one: fit to be the key of a cache.
+    """The headers of a request, checked; one for all requests with the same block.
 
     :ivar fields: what is not a pseudo-header, in order, with its repetitions.
+    :ivar meaning: whatever the layer above makes of them; nothing here looks at it.
     """
 
     method: bytes
@@ -48,60 +41,7 @@ class RequestHead:
     authority: bytes
     content_length: int | None
     fields: tuple[tuple[bytes, bytes], ...]
-
-
-class HeaderBlocks:
-    """Turns header blocks into `RequestHead` values, and keeps the HPACK state of one connection."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        # Beyond this the decoder stops in mid-block, which costs the connection; up to it the request can be answered.
-        self._decoder = Decoder(max_header_list_size=2 * limits.header_list_bytes)
-        self._known: dict[bytes, RequestHead] = {}
-        self.known = self._known.get
-
-    def request(self, block: bytes) -> RequestHead:
-        """What a request's header block says.  Look into `known` first.
-
-        :raises ConnectionFault: if it cannot be decoded.
-        :raises StreamFault: if the request is malformed.
-        :raises HeaderListTooLarge: if it is more than the limits allow.
-        """
-        fields, unchanged = self._decode(block)
-        head = request_head(fields)
-        if unchanged and len(block) <= _CACHEABLE:
-            if len(self._known) >= self._limits.header_blocks_cached:
-                self._known.clear()
-            self._known[block] = head
-        return head
-
-    def trailers(self, block: bytes) -> list[tuple[bytes, bytes]]:
-        """What a later header block on the same stream says, not checked yet.
-
-        :raises ConnectionFault: if it cannot be decoded.
-        :raises HeaderListTooLarge: if it is more than the limits allow.
-        """
-        return self._decode(block)[0]
-
-    def _decode(self, block: bytes) -> tuple[list[tuple[bytes, bytes]], bool]:
-        """The fields of a block, and whether the dynamic table is what it was; if not, what is known was dropped."""
-        table = self._decoder.header_table
-        entries = table.dynamic_entries
-        newest = entries[0] if entries else None
-        before = (len(entries), table.maxsize)
-        try:
-            fields = list(self._decoder.decode(block, raw=True))
-        except HPACKError as error:
-            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "a header block that cannot be decoded") from error
-        entries = table.dynamic_entries
-        # An entry that was added is a new object at the front; one that fell off, or a new size, shows in the numbers.
-        unchanged = (entries[0] if entries else None) is newest and (len(entries), table.maxsize) == before
-        if not unchanged:
-            self._known.clear()
-        size = sum(len(name) + len(value) + 32 for name, value in fields)
-        if len(fields) > self._limits.header_count or size > self._limits.header_list_bytes:
-            raise HeaderListTooLarge
-        return fields, unchanged  # type: ignore[return-value]
+    meaning: Any = None
 
 
 def _malformed(reason: str) -> StreamFault:
