@@ -12,6 +12,7 @@ author = "The artifactserver developers"
 version = release = __version__
 
 html_theme = "alabaster"
+html_static_path = ["_static"]
 html_theme_options = {"description": "A build-artifact server on Twisted"}
 html_show_copyright = False
 html_copy_source = False

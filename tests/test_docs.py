@@ -102,6 +102,15 @@ class DocumentationTests(SynchronousTestCase):
         ours = {f"Limits.{field.name}" for field in fields(Limits)} - {"Limits.header_blocks_cached"}
         self.assertEqual(ours - set(stated), set())
 
+    def test_named_tests(self) -> None:
+        """Every test that is said to show how a rule of HTTP/2 is kept exists, and is found by trial."""
+        named = re.findall(r"``(test_\w+)\.(\w+)\.(\w+)``", read("inside/rfc9113.rst"))
+        self.assertGreater(len(named), 150)
+        for module, case, name in named:
+            found = getattr(importlib.import_module(f"tests.{module}"), case, None)
+            self.assertTrue(callable(getattr(found, name, None)), f"tests.{module}.{case}.{name}")
+            self.assertTrue(issubclass(found, unittest.TestCase) and name.startswith("test"), f"{module}.{case}")  # type: ignore[arg-type]
+
     def test_dependencies(self) -> None:
         """Every dependency has a reason."""
         page = read("dependencies.rst")

@@ -220,6 +220,13 @@ class NotFoundTests(SynchronousTestCase):
         self.assertIn(b"Connection: close", answer)
         self.assertTrue(transport.disconnecting)
 
+    def test_upgrade(self) -> None:
+        """An offer to go on in HTTP/2 is no reason to: who can speak it says so with its first bytes."""
+        offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAA\r\n"
+        answer, transport = self.talk(b"GET /x HTTP/1.1\r\nHost: h\r\n" + offer + b"\r\n")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 404 "), answer)
+        self.assertFalse(transport.disconnecting)
+
     def test_http_1_0(self) -> None:
         """HTTP/1.0 gets its answer and the end of the connection."""
         answer, transport = self.talk(b"GET /x HTTP/1.0\r\n\r\n")

@@ -274,7 +274,7 @@ class AgreementTests(_Files):
             (b"h2", b"http/1.1"): b"http/1.1",
             (b"http/1.1",): b"http/1.1",
             (): b"",
-            (b"something",): b"",
+            (b"h2c", b"something"): b"",
         }.items():
             self.assertEqual(self.agreed(protocols=offered).get_alpn_proto_negotiated(), chosen)
 
