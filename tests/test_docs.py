@@ -107,9 +107,9 @@ class DocumentationTests(SynchronousTestCase):
         named = re.findall(r"``(test_\w+)\.(\w+)\.(\w+)``", read("inside/rfc9113.rst"))
         self.assertGreater(len(named), 150)
         for module, case, name in named:
-            found = getattr(importlib.import_module(f"tests.{module}"), case, None)
+            found: Any = getattr(importlib.import_module(f"tests.{module}"), case, None)
             self.assertTrue(callable(getattr(found, name, None)), f"tests.{module}.{case}.{name}")
-            self.assertTrue(issubclass(found, unittest.TestCase) and name.startswith("test"), f"{module}.{case}")  # type: ignore[arg-type]
+            self.assertTrue(issubclass(found, unittest.TestCase) and name.startswith("test"), f"{module}.{case}")
 
     def test_dependencies(self) -> None:
         """Every dependency has a reason."""
