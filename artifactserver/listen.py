@@ -25,6 +25,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 from zope.interface import implementer
 
+from artifactserver.complaints import Complaints
+
 #: How the preface of HTTP/2 begins (RFC 9113, section 3.4).  Whatever begins so and goes on otherwise is HTTP/2's to
 #: refuse.
 _PREFACE = b"PRI * HTTP/2.0\r\n"
@@ -112,7 +114,7 @@ class PortFactory(Factory):
         self.http1 = http1
         self.clock = clock
         self.timeout = timeout
-        self._complained: float | None = None
+        self._complaints = Complaints(self._log, clock, 1 / _COMPLAINT_SECONDS, 1)
 
     def startFactory(self) -> None:
         self.http2.doStart()
@@ -131,14 +133,11 @@ class PortFactory(Factory):
 
     def complain_of_tls(self, transport: ITransport | None) -> None:
         """Say, once in a while, that a client expects TLS where there is none."""
-        now = self.clock.seconds()
-        if self._complained is None or now - self._complained >= _COMPLAINT_SECONDS:
-            self._complained = now
-            self._log.info(
-                "{peer} tried TLS on a port that is in clear text: it should use http:// or grpc://, "
-                "or the server should be given --server-key and --server-cert",
-                peer=getattr(transport.getPeer(), "host", "").removeprefix("::ffff:") if transport is not None else "",
-            )
+        self._complaints.say(
+            "{peer} tried TLS on a port that is in clear text: it should use http:// or grpc://, "
+            "or the server should be given --server-key and --server-cert",
+            peer=getattr(transport.getPeer(), "host", "").removeprefix("::ffff:") if transport is not None else "",
+        )
 
 
 class _Nowhere:

@@ -10,17 +10,13 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from artifactserver.access import Caller
+from artifactserver.complaints import Complaints
 from artifactserver.rpc.dispatch import Routes
 from artifactserver.rpc.http2 import Beginnings, Limits
-from artifactserver.rpc.http2.rates import Allowance
 from artifactserver.rpc.ledger import Ledger
 from artifactserver.rpc.protocol import GrpcProtocol
 
 __all__ = ["GrpcFactory", "GrpcProtocol"]
-
-#: Log lines about misbehaving peers, per second in the long run, and at once.
-_COMPLAINTS_PER_SECOND = 1.0
-_COMPLAINTS_AT_ONCE = 20
 
 
 class GrpcFactory(Factory):
@@ -48,8 +44,8 @@ class GrpcFactory(Factory):
         self.ledger = Ledger(limits.held_bytes, limits.held_bytes_in_all)
         self.beginnings = Beginnings(limits)
         self.connections: set[GrpcProtocol] = set()
-        self._complaints = Allowance(_COMPLAINTS_PER_SECOND, _COMPLAINTS_AT_ONCE)
-        self._unsaid = 0
+        #: Logs what a peer did, unless they do so all the time.
+        self.complain = Complaints(self._log, clock).say
         #: Connections that have something to send when what happens `together` is over; otherwise `None`.
         self.waiting: set[GrpcProtocol] | None = None
         self._drained: Deferred[None] | None = None
@@ -58,17 +54,6 @@ class GrpcFactory(Factory):
         if self._drained is not None:
             return None
         return GrpcProtocol(self)
-
-    def complain(self, template: str, **fields: object) -> None:
-        """Log what a peer did, unless they do so all the time."""
-        if not self._complaints.spend(self.clock.seconds()):
-            self._unsaid += 1
-            return
-        if self._unsaid:
-            template += ", and {unsaid} like it"
-            fields["unsaid"] = self._unsaid
-            self._unsaid = 0
-        self._log.info(template, **fields)
 
     def together(self, function: Callable[..., None], *arguments: object) -> None:
         """Call ``function``, and let everything that it causes to be sent on one connection leave in one piece."""
