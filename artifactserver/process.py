@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import resource
+import sys
 
 #: Blocks of up to so many bytes, the buffers of large messages among them, are kept for the next one when they are
 #: freed.  By default the C library gives them back to the kernel, which then clears each page again: a fifth of the
@@ -20,6 +21,12 @@ OBJECTS_BETWEEN_COLLECTIONS = 20_000
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+
+
+def descriptors() -> int:
+    """How many descriptors this process may have once it has settled."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if most != resource.RLIM_INFINITY else sys.maxsize
 
 
 def settle() -> None:

@@ -28,6 +28,7 @@ from twisted.python.util import switchUID
 
 from artifactserver import process
 from artifactserver.access import Access, Caller, Right
+from artifactserver.admission import ADDRESS_SHARE, Admission, AdmittingFactory, most_connections
 from artifactserver.listen import PortFactory, not_found_site
 from artifactserver.options import Options
 from artifactserver.rpc.dispatch import Dispatcher
@@ -104,6 +105,9 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
     port: IProtocolFactory = PortFactory(grpc, not_found_site(reactor), reactor)
     if tls is not None:
         port = TLSMemoryBIOFactory(tls, False, port, reactor)
+    connections = most_connections(process.descriptors())
+    admission = Admission(connections, int(connections * ADDRESS_SHARE))
+    port = AdmittingFactory(port, admission, reactor)
     how = "TLS with client certificates" if needs_identity else "TLS" if tls is not None else "clear text"
     what = "pull and push" if options["enable-push"] else "pull only"
     return ArtifactServer(reactor, sockets, port, grpc, health, store, f"serving {repo}: {what}, {how}")

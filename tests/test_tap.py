@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+from twisted.internet.address import IPv4Address
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import artifactserver
-from artifactserver import sockets, tap
+from artifactserver import process, sockets, tap
 from artifactserver.options import Options
 from artifactserver.sockets import CannotListen, open_sockets
 from tests.certificates import certificate, server_certificate
@@ -311,6 +312,18 @@ class BuildTests(SynchronousTestCase):
             *("--server-key", str(other.key), "--server-cert", str(one.certificate), repo),
         )
         self.assertFalse((self.place / "repo").exists())
+
+    def test_connections(self) -> None:
+        """Of the descriptors half are for connections, and of those half for one address; over TLS it is the same."""
+        self.patch(process, "descriptors", lambda: 8)
+        files = server_certificate().write(self.place)
+        tls = ("--server-key", str(files.key), "--server-cert", str(files.certificate))
+        for options in ((), tls):
+            arguments = ("--port", "0", *options, str(self.place / "repo"))
+            service = tap.build(parse(*arguments), MemoryReactorClock(), time.time)
+            self.addCleanup(service.stopService)
+            came = [service._factory.buildProtocol(IPv4Address("TCP", f"10.0.0.{host}", 1)) for host in (1, 1, 1, 2)]
+            self.assertEqual([protocol is not None for protocol in came], [True, True, False, True])
 
     def test_chroot(self) -> None:
         """With twistd's ``--chroot`` the names would mean two things."""
