@@ -8,6 +8,8 @@ HTTP/1.1 is answered by `not_found_site` until there is something to find.
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -36,6 +38,13 @@ _CLIENT_HELLO = b"\x16\x03"
 
 #: Seconds until a connection must have shown what it speaks, the TLS handshake included.
 CHOICE_SECONDS = 30.0
+
+#: Of HTTP/1.1, bytes of one line of a request's head, and of all lines together.
+LINE_BYTES = 16 * 1024
+HEAD_BYTES = 16 * 1024
+
+#: Of HTTP/1.1, seconds from the connection's start, or the end of the answer before, until a request's head is whole.
+HEAD_SECONDS = 60.0
 
 #: Seconds between two log lines about clients that got the kind of port wrong.
 _COMPLAINT_SECONDS = 60.0
@@ -184,14 +193,57 @@ class _NotFound(Resource):
         return b"" if request.method == b"HEAD" else _NOTHING_HERE
 
 
+class _Channel(http.HTTPChannel):
+    """A connection of HTTP/1.1 that says what was too long, and lets slow clients go without a word in the log."""
+
+    MAX_LENGTH = LINE_BYTES
+    totalHeadersSize = HEAD_BYTES
+    transport: Any
+
+    def dataReceived(self, data: bytes) -> None:
+        # A transport that is being closed may still have something; one answer to it is enough.
+        if not self.transport.disconnecting:
+            super().dataReceived(data)
+
+    def allHeadersReceived(self) -> None:
+        super().allHeadersReceived()
+        super().resetTimeout()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        status = b"431 Request Header Fields Too Large" if self.requests else b"414 URI Too Long"
+        self.transport.write(b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
+        self.loseConnection()
+
+    def resetTimeout(self) -> None:
+        # The time for a head does not begin anew with each byte of it.
+        if not self.line_mode:
+            super().resetTimeout()
+
+    def timeoutConnection(self) -> None:
+        self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
+        self.loseConnection()
+
+    def forceAbortClient(self) -> None:
+        self._abortingCall = None
+        self.transport.abortConnection()
+
+
 class _QuietSite(Site):
+    protocol = _Channel  # type: ignore[assignment]
+
     def log(self, request: http.Request) -> None:
         """An access log is not wanted for answers that are all the same."""
 
 
 def not_found_site(reactor: IReactorTime) -> Site:
     """A web site that has nothing: every request is answered with 404, and no body is kept."""
-    site = _QuietSite(_NotFound(), requestFactory=_BodylessRequest, parsePOSTFormSubmission=False, reactor=reactor)
+    site = _QuietSite(
+        _NotFound(),
+        requestFactory=_BodylessRequest,
+        parsePOSTFormSubmission=False,
+        reactor=reactor,
+        timeout=HEAD_SECONDS,
+    )
     site.noisy = False
     site.displayTracebacks = False
     return site

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -164,14 +168,13 @@ class NotFoundTests(SynchronousTestCase):
         self.site.doStart()
         self.addCleanup(self.site.doStop)
 
-    def talk(self, *data: bytes) -> tuple[bytes, StringTransport]:
+    def talk(self, *data: bytes) -> tuple[bytes, Transport]:
         protocol = self.site.buildProtocol(IPv4Address("TCP", "10.0.0.1", 1))
-        transport = StringTransport()
-        transport.abortConnection = transport.loseConnection  # type: ignore[method-assign]
+        transport = Transport()
         protocol.makeConnection(transport)
         for piece in data:
             protocol.dataReceived(piece)
-        self.protocol = protocol
+        self.protocol: Any = protocol
         return transport.value(), transport
 
     def test_get(self) -> None:
@@ -205,7 +208,7 @@ class NotFoundTests(SynchronousTestCase):
     def test_body_is_not_kept(self) -> None:
         """A body of any size goes nowhere."""
         _, transport = self.talk(b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n\r\n")
-        content = self.protocol._channel.requests[-1].content
+        content = self.protocol.requests[-1].content
         self.assertNotIn("IO", type(content).__name__)
         for _ in range(1000):
             self.protocol.dataReceived(bytes(100_000))
@@ -232,3 +235,52 @@ class NotFoundTests(SynchronousTestCase):
         answer, transport = self.talk(b"GET /x HTTP/1.0\r\n\r\n")
         self.assertTrue(answer.startswith(b"HTTP/1.0 404 "), answer)
         self.assertTrue(transport.disconnecting)
+
+    def test_too_long(self) -> None:
+        """A request with too much in one line of its head, or in all of them, is told so, and the connection ends."""
+        for head, status in (
+            (b"GET /x HTTP/1.1\r\nHost: h\r\nCookie: " + b"c" * 20_000 + b"\r\n\r\n", b"HTTP/1.1 431 "),
+            (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", b"HTTP/1.1 414 "),
+            (b"GET /x HTTP/1.1\r\nHost: h\r\n" + b"a: b\r\n" * 10_000 + b"\r\n", b"HTTP/1.1 400 "),
+        ):
+            for step in (len(head), 1000):
+                answer, transport = self.talk(*[head[start : start + step] for start in range(0, len(head), step)])
+                self.assertTrue(answer.startswith(status), answer)
+                self.assertEqual(answer.count(b"HTTP/1.1"), 1)
+                self.assertTrue(transport.disconnecting)
+
+    def test_slow_head(self) -> None:
+        """A head that does not become whole ends the connection, though a byte of it comes now and then."""
+        with capturedLogs() as events:
+            _, transport = self.talk(b"GET /x HTTP/1.1\r\n")
+            for _ in range(5):
+                self.clock.advance(10)
+                self.assertFalse(transport.disconnecting)
+                self.protocol.dataReceived(b"a")
+            self.clock.advance(11)
+        self.assertTrue(transport.disconnecting)
+        self.assertEqual(events, [])
+
+    def test_deaf(self) -> None:
+        """A client that does not go when it is let go is cut off, and nothing of all that is in the log."""
+        with capturedLogs() as events:
+            _, transport = self.talk()
+            self.clock.advance(61)
+            self.assertEqual((transport.disconnecting, transport.aborted), (True, False))
+            self.clock.advance(30)
+            self.assertTrue(transport.aborted)
+        self.assertEqual(events, [])
+
+    def test_one_request_after_another(self) -> None:
+        """Each request has the whole time for its head; while the body comes, it is not counted."""
+        put = b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n"
+        _, transport = self.talk()
+        for _ in range(3):
+            self.clock.advance(50)
+            self.protocol.dataReceived(put)
+            for byte in (b"a", b"b", b"c", b"d", b"e"):
+                self.clock.advance(50)
+                self.protocol.dataReceived(byte)
+        self.assertFalse(transport.disconnecting)
+        self.assertEqual(transport.value().count(b"HTTP/1.1 404 "), 3)
+        self.protocol.connectionLost(Failure(ConnectionDone()))
