@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import tracemalloc
 import zlib
 from urllib.parse import unquote
 
@@ -15,6 +16,7 @@ from artifactserver.rpc.codes import Code
 from artifactserver.rpc.messages import (
     STATUS_MESSAGE_BYTES,
     BadMessage,
+    Compressed,
     MessageReader,
     decode_binary,
     encode_binary,
@@ -35,7 +37,7 @@ class ReaderTests(SynchronousTestCase):
         reader = MessageReader(limit, encoding)
         messages = [content for piece in pieces for content, _ in reader.feed(piece)]
         self.assertFalse(reader.unfinished)
-        return messages
+        return [content.expand() if isinstance(content, Compressed) else content for content in messages]
 
     def assert_bad(self, code: Code, *pieces: bytes, encoding: bytes = b"identity") -> str:
         error = self.assertRaises(BadMessage, self.read, *pieces, encoding=encoding)
@@ -80,11 +82,27 @@ class ReaderTests(SynchronousTestCase):
     def test_gzip_bomb(self) -> None:
         """A message that grows beyond the limit is refused without growing further."""
         bomb = message(gzip.compress(bytes(10_000_000))[:], 1)
-        reader = MessageReader(100_000, b"gzip")
-        error = self.assertRaises(BadMessage, reader.feed, bomb)
-        self.assertEqual(error.code, Code.RESOURCE_EXHAUSTED)
+        ((content, _),) = MessageReader(100_000, b"gzip").feed(bomb)
+        assert isinstance(content, Compressed)
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        self.assertEqual(self.assertRaises(BadMessage, content.expand).code, Code.RESOURCE_EXHAUSTED)
+        self.assertLess(tracemalloc.get_traced_memory()[1], 1_000_000)
         self.assertEqual(self.read(message(gzip.compress(bytes(1000)), 1), encoding=b"gzip"), [bytes(1000)])
         self.assert_bad(Code.RESOURCE_EXHAUSTED, message(gzip.compress(bytes(1001)), 1), encoding=b"gzip")
+
+    def test_many_bombs(self) -> None:
+        """However many messages there are that would grow, none grows before it is taken."""
+        bombs = message(gzip.compress(bytes(1_000_000)), 1) * 500
+        reader = MessageReader(1_000_000, b"gzip")
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        messages = reader.feed(bombs)
+        self.assertLess(tracemalloc.get_traced_memory()[1], 3 * len(bombs))
+        self.assertEqual(sum(size for _, size in messages), len(bombs))
+        last = messages[-1][0]
+        assert isinstance(last, Compressed)
+        self.assertEqual(last.expand(), bytes(1_000_000))
 
     def test_bad_compression(self) -> None:
         """What cannot be decompressed, or was not said to be compressed, is refused."""

@@ -24,7 +24,7 @@ from artifactserver.rpc import answers
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.dispatch import Call, Response
 from artifactserver.rpc.http2 import Connection, ErrorCode, Limits, Stream
-from artifactserver.rpc.messages import BadMessage, MessageReader, prefix, whole_message
+from artifactserver.rpc.messages import BadMessage, Compressed, Message, MessageReader, prefix, whole_message
 from artifactserver.rpc.requests import Wanted
 from artifactserver.rpc.status import RpcError, details_of, status_of
 
@@ -107,7 +107,7 @@ class Exchange:
         """Everything that has been received has been looked at: begin, or go on."""
         raise NotImplementedError
 
-    def _feed(self, payload: bytes | memoryview, ended: bool) -> list[tuple[bytes, int]] | None:
+    def _feed(self, payload: bytes | memoryview, ended: bool) -> list[tuple[Message, int]] | None:
         """The messages that are whole now, with their sizes on the wire; `None` if that was the end of the call."""
         reader = self._reader
         if reader is None:
@@ -126,10 +126,12 @@ class Exchange:
             return None
         return messages
 
-    def _parse(self, message: bytes) -> Any:
+    def _parse(self, message: Message) -> Any:
         method = self._wanted.method
         try:
-            return method.decode(message)
+            return method.decode(message.expand() if isinstance(message, Compressed) else message)
+        except BadMessage as error:
+            raise RpcError(error.code, str(error)) from None
         except DecodeError:
             name = method.request.DESCRIPTOR.full_name
             raise RpcError(Code.INTERNAL, f"a request that is not a {name} message") from None
@@ -148,7 +150,7 @@ class Exchange:
         method = self._wanted.method
         assert method.handler is not None
         try:
-            if type(request) is bytes:
+            if not method.streams_in:
                 request = self._parse(request)
             answer = method.handler(request, self._call)
         except Exception as error:

@@ -42,6 +42,30 @@ class BadMessage(Exception):
         self.code = code
 
 
+class Compressed:
+    """A whole message as it came.  What it grows into is made when it is wanted: a thousand of them fit into a window.
+
+    :param limit: how long the message may be after decompression.
+    """
+
+    __slots__ = ("_content", "_limit")
+
+    def __init__(self, content: bytes, limit: int) -> None:
+        self._content = content
+        self._limit = limit
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def expand(self) -> bytes:
+        """:raises BadMessage: if it is too long, or not gzip."""
+        return gunzip(self._content, self._limit)
+
+
+#: A message of a request.
+Message = bytes | Compressed
+
+
 class MessageReader:
     """Finds the messages in a request's body, however it was cut.
 
@@ -68,12 +92,12 @@ class MessageReader:
         """Whether the rest of a message is missing."""
         return self._left >= 0 or self.held > 0
 
-    def feed(self, data: bytes | memoryview) -> list[tuple[bytes, int]]:
+    def feed(self, data: bytes | memoryview) -> list[tuple[Message, int]]:
         """Messages that are now whole, each with the bytes it took on the wire.
 
         :raises BadMessage: if there is something wrong with them.
         """
-        messages: list[tuple[bytes, int]] = []
+        messages: list[tuple[Message, int]] = []
         position = 0
         end = len(data)
         while position < end or self._left == 0:
@@ -91,7 +115,7 @@ class MessageReader:
                 whole = b"".join(self._pieces)
                 self._pieces = []
                 self.held = 0
-            messages.append((self._decode(bytes(whole)), len(whole) + PREFIX_BYTES))
+            messages.append((self._message(bytes(whole)), len(whole) + PREFIX_BYTES))
             self._left = -1
             position = stop
         return messages
@@ -115,12 +139,12 @@ class MessageReader:
             self._compressed = flag == 1
         return stop
 
-    def _decode(self, message: bytes) -> bytes:
+    def _message(self, content: bytes) -> Message:
         if not self._compressed:
-            return message
+            return content
         if self._encoding != b"gzip":
             raise BadMessage(Code.INTERNAL, "a compressed message without grpc-encoding")
-        return gunzip(message, self._limit)
+        return Compressed(content, self._limit)
 
 
 def too_large(length: int, limit: int) -> BadMessage:

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from artifactserver.access import Caller
 from artifactserver.rpc.exchange import Carrier, Exchange
 from artifactserver.rpc.http2 import Stream
+from artifactserver.rpc.messages import Message
 from artifactserver.rpc.requests import Wanted
 
 
@@ -34,7 +35,7 @@ class StreamingExchange(Exchange):
         self._begun = False
         self._ended = False
         self._hungry = True
-        self._messages: deque[tuple[bytes, int]] = deque()
+        self._messages: deque[tuple[Message, int]] = deque()
         # Bytes in those messages, and bytes not given back to the connection's window yet.
         self._queued = 0
         self._withheld = 0

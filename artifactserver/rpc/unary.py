@@ -6,7 +6,7 @@ from artifactserver.access import Caller
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.exchange import Carrier, Exchange
 from artifactserver.rpc.http2 import Stream
-from artifactserver.rpc.messages import whole_message
+from artifactserver.rpc.messages import Message, whole_message
 from artifactserver.rpc.requests import Wanted
 
 
@@ -23,7 +23,7 @@ class UnaryExchange(Exchange):
     def __init__(self, carrier: Carrier, stream: Stream, wanted: Wanted, caller: Caller) -> None:
         super().__init__(carrier, stream, wanted, caller)
         self._begun = False
-        self._message: bytes | None = None
+        self._message: Message | None = None
 
     @property
     def waits_for_data(self) -> bool:
@@ -53,10 +53,10 @@ class UnaryExchange(Exchange):
         elif self._message is None:
             self.give_up(Code.INTERNAL, "no message for a method that takes one")
         else:
-            message, self._message = self._message, None
-            self._whole(message)
+            whole, self._message = self._message, None
+            self._whole(whole)
 
-    def _whole(self, message: bytes) -> None:
+    def _whole(self, message: Message) -> None:
         carrier = self._carrier
         if carrier.engine.sender.owed and carrier.postpone(self):
             self._message = message
@@ -64,7 +64,7 @@ class UnaryExchange(Exchange):
             return
         self._begin(message)
 
-    def _begin(self, message: bytes) -> None:
+    def _begin(self, message: Message) -> None:
         self._begun = True
         if self.held:
             self._hold(0)
