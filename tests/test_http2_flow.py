@@ -124,6 +124,31 @@ class ReceivingTests(SynchronousTestCase):
         self.assertLessEqual(len(said), 4)
         self.assertEqual({stream for _, stream in said}, {1} | ({0} if (WINDOW_UPDATE, 0) in said else set()))
 
+    def test_retaken(self) -> None:
+        """What was given back and then has to be kept after all is made up for by giving back less."""
+        peer = Peer(Limits(connection_window=100_000))
+        peer.send(request(1), frame(DATA, 0, 1, bytes(60_000)))
+        peer.engine.release(60_000)
+        self.assertEqual([each.number for each in peer.said(WINDOW_UPDATE)], [60_000])
+        peer.engine.retake(60_000)
+        peer.send(frame(DATA, 0, 1, bytes(50_000)))
+        peer.engine.release(50_000)
+        self.assertEqual(peer.said(WINDOW_UPDATE), [])
+        peer.engine.release(60_000)
+        self.assertEqual([each.number for each in peer.said(WINDOW_UPDATE)], [50_000])
+
+    def test_small_parts_are_copied(self) -> None:
+        """Data that may have to wait keeps no buffer alive that is more than twice as large."""
+        peer = Peer()
+        peer.send(request(1))
+        for size in (100, 20_000, 60_000):
+            for more in (0, 15_000, 100_000):
+                parts = [frame(DATA, 0, 1, bytes(size)), frame(DATA, 0, 1, bytes(more))]
+                for event in peer.send(*parts)[:1]:
+                    assert isinstance(event, DataReceived)
+                    kept = memoryview(getattr(event.payload, "obj", event.payload)).nbytes
+                    self.assertLessEqual(kept, 2 * size + 100)
+
     def test_nothing_for_a_request_that_has_ended(self) -> None:
         """A stream whose request has ended needs no window."""
         peer = Peer(SMALL)

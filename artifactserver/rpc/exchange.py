@@ -24,7 +24,7 @@ from artifactserver.rpc import answers
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.dispatch import Call, Response
 from artifactserver.rpc.http2 import Connection, ErrorCode, Limits, Stream
-from artifactserver.rpc.messages import BadMessage, Compressed, Message, MessageReader, prefix, whole_message
+from artifactserver.rpc.messages import BadMessage, Message, MessageReader, prefix, whole_message
 from artifactserver.rpc.requests import Wanted
 from artifactserver.rpc.status import RpcError, details_of, status_of
 
@@ -37,12 +37,14 @@ class Carrier(Protocol):
     """What a call needs of the connection it came over.
 
     :ivar held: request bytes that the calls of this connection keep.
+    :ivar working: those of them that are messages which handlers of unary calls are at.
     """
 
     engine: Connection
     clock: IReactorTime
     limits: Limits
     held: int
+    working: int
 
     def flush(self) -> None:
         """Write what may be written, unless that will happen anyway before the reactor turns."""
@@ -51,7 +53,7 @@ class Carrier(Protocol):
         """Call `Exchange.proceed` when everything that has been received has been looked at."""
 
     def postpone(self, exchange: Exchange) -> bool:
-        """Whether a call has to wait until the peer has read more of its answers; if so, it is woken then."""
+        """Whether a call has to wait until others are done or the peer has read more; if so, it is woken then."""
 
 
 class Exchange:
@@ -69,6 +71,7 @@ class Exchange:
         "_head_sent",
         "_reader",
         "_room",
+        "_taken",
         "_timer",
         "_wanted",
         "held",
@@ -84,6 +87,8 @@ class Exchange:
         self._call = Call(caller, wanted.metadata, deadline)
         # Made when it is needed: most requests are one message in one piece.
         self._reader: MessageReader | None = None
+        # The size of the message that the handler has got last.
+        self._taken = 0
         self._head_sent = False
         # What the handler waits for.
         self._awaited: Deferred[Any] | None = None
@@ -129,7 +134,9 @@ class Exchange:
     def _parse(self, message: Message) -> Any:
         method = self._wanted.method
         try:
-            return method.decode(message.expand() if isinstance(message, Compressed) else message)
+            content = message if type(message) is bytes else message.expand()  # type: ignore[union-attr]
+            self._taken = len(content)
+            return method.decode(content)
         except BadMessage as error:
             raise RpcError(error.code, str(error)) from None
         except DecodeError:

@@ -33,12 +33,18 @@ from artifactserver.rpc.http2 import (
     Stream,
     StreamReset,
 )
+from artifactserver.rpc.http2.sending import PIECE
 from artifactserver.rpc.requests import Impossible, NotGrpc, Wanted, read_request
 from artifactserver.rpc.streaming import StreamingExchange
 from artifactserver.rpc.unary import UnaryExchange
 
 if TYPE_CHECKING:
     from artifactserver.rpc.transport import GrpcFactory
+
+#: What a call costs besides its data: streams, coroutines, timers.  Measured, and rounded up.
+CALL_BYTES = 4 * 1024
+#: What may wait in a transport that does not want more: all that it holds before it says so, and the piece after that.
+UNSENT_BYTES = 256 * 1024 + PIECE
 
 #: How long a peer may take to answer the PING that tells what it sent before it knew of our going away.
 _GOAWAY_SECONDS = 1.0
@@ -57,10 +63,13 @@ class GrpcProtocol(Protocol):
         self.limits = factory.limits
         self.engine = Connection(factory.limits, factory.beginnings)
         self.held = 0
+        self.working = 0
         self._woken: list[Exchange] = []
         self._postponed: deque[Exchange] = deque()
         # While this is set, something further up will flush.
         self._busy = False
+        # While this is set, somebody counts what is let go.
+        self._shedding = False
         self._closing = False
         self._draining = False
         self._beat: IDelayedCall | None = None
@@ -105,7 +114,6 @@ class GrpcProtocol(Protocol):
         finally:
             self._busy = False
         self.flush()
-        self._settle_accounts()
 
     def pauseProducing(self) -> None:
         self.engine.sender.blocked = True
@@ -113,7 +121,6 @@ class GrpcProtocol(Protocol):
     def resumeProducing(self) -> None:
         self.engine.sender.blocked = False
         self.flush()
-        self._settle_accounts()
 
     def stopProducing(self) -> None:
         """The connection is lost; `connectionLost` will say so."""
@@ -144,6 +151,7 @@ class GrpcProtocol(Protocol):
             self._write()
         finally:
             self._busy = False
+        self._settle_accounts()
         if self._draining and not self.engine.streams and self._goaway_timer is None:
             self._close()
 
@@ -161,7 +169,7 @@ class GrpcProtocol(Protocol):
                 for stream in drained:
                     if stream.owner is not None:
                         stream.owner.drained()
-            elif self._postponed and sender.owed <= self.limits.owed_bytes:
+            elif self._postponed and not self._too_much_at_once():
                 self._postponed.popleft().proceed()
             else:
                 return
@@ -170,10 +178,14 @@ class GrpcProtocol(Protocol):
         self._woken.append(exchange)
 
     def postpone(self, exchange: Exchange) -> bool:
-        if self.engine.sender.owed <= self.limits.owed_bytes:
+        if not self._too_much_at_once():
             return False
         self._postponed.append(exchange)
         return True
+
+    def _too_much_at_once(self) -> bool:
+        limits = self.limits
+        return self.engine.sender.owed > limits.owed_bytes or self.working >= limits.working_bytes
 
     # Events
 
@@ -262,28 +274,43 @@ class GrpcProtocol(Protocol):
         self._settle_accounts()
 
     def _settle_accounts(self) -> None:
-        held = self.held + self.engine.sender.owed
-        if held != self._account.held:
+        engine = self.engine
+        sender = engine.sender
+        held = self.held + sender.owed + CALL_BYTES * len(engine.streams)
+        if sender.blocked:
+            held += UNSENT_BYTES
+        if held != self._account.held and not self._shedding:
             self.factory.ledger.update(self._account, held)
 
     def _shed(self) -> int:
-        """Let go of the call that holds the most."""
+        """Let go of the call that holds the most, or, where there are no calls, of the connection."""
         largest: Exchange | None = None
         most = 0
         for stream in self.engine.streams.values():
             exchange = stream.owner
-            if exchange is not None and exchange.held + stream.queued > most:
+            if exchange is not None and exchange.held + stream.queued + CALL_BYTES > most:
                 largest = exchange
-                most = exchange.held + stream.queued
-        if largest is None:
-            return 0
-        self.factory.complain(
-            "a call of {peer} was given up: {most} bytes held for it were too many",
-            peer=self._caller.address,
-            most=most,
-        )
-        largest.abandon(ErrorCode.ENHANCE_YOUR_CALM)
-        return most
+                most = exchange.held + stream.queued + CALL_BYTES
+        self._shedding = True
+        try:
+            if largest is None:
+                most = self._account.held
+                self.factory.complain(
+                    "{peer} was cut off: {most} bytes that wait for it were too many",
+                    peer=self._caller.address,
+                    most=most,
+                )
+                self.abort()
+                return most
+            self.factory.complain(
+                "a call of {peer} was given up: {most} bytes held for it were too many",
+                peer=self._caller.address,
+                most=most,
+            )
+            largest.abandon(ErrorCode.ENHANCE_YOUR_CALM)
+            return most
+        finally:
+            self._shedding = False
 
     # The end
 

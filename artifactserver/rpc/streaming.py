@@ -20,6 +20,9 @@ from artifactserver.rpc.http2 import Stream
 from artifactserver.rpc.messages import Message
 from artifactserver.rpc.requests import Wanted
 
+#: What a message that waits takes besides its content, in bytes.
+MESSAGE_BYTES = 100
+
 
 class StreamingExchange(Exchange):
     """Hands the messages on as the handler asks for them.
@@ -82,11 +85,13 @@ class StreamingExchange(Exchange):
 
         :raises StopAsyncIteration: at the end.
         """
+        self._taken = 0
         while not self._messages:
             if self._ended:
                 raise StopAsyncIteration
             self._hungry = True
             self._release()
+            self._count()
             self._carrier.flush()
             waiting: Deferred[None] = Deferred()
             self._waiting = waiting
@@ -94,11 +99,13 @@ class StreamingExchange(Exchange):
         self._hungry = False
         message, size = self._messages.popleft()
         self._queued -= size
-        self._count()
         self._carrier.engine.release_stream(self.stream, size)
-        # Whoever has waited for something else, a disk say, is here at a moment of its own.
-        self._carrier.flush()
-        return self._parse(message)
+        try:
+            return self._parse(message)
+        finally:
+            self._count()
+            # Whoever has waited for something else, a disk say, is here at a moment of its own.
+            self._carrier.flush()
 
     def _release(self) -> None:
         if self._withheld:
@@ -106,7 +113,9 @@ class StreamingExchange(Exchange):
             self._withheld = 0
 
     def _count(self) -> None:
-        size = self._queued + (self._reader.held if self._reader is not None else 0)
+        size = self._queued + MESSAGE_BYTES * len(self._messages) + self._taken
+        if self._reader is not None:
+            size += self._reader.held
         if size != self.held:
             self._hold(size)
 

@@ -13,17 +13,22 @@ from artifactserver.rpc.requests import Wanted
 class UnaryExchange(Exchange):
     """Collects the message, and lets the handler have it when the request has ended.
 
+    A message is held until its call is over, though the handler has it: what many of them wait with adds up.  When
+    the messages at hand are `Limits.working_bytes`, further calls wait, and count against the connection's window.
+
     All that arrives is given back to the connection's window at once, as the handler can do nothing without the rest:
     many calls may each need a little more, and would wait for each other.  The stream's window is never given back; it
     has room for the largest message.
     """
 
-    __slots__ = ("_begun", "_message")
+    __slots__ = ("_begun", "_message", "_retaken", "_working")
 
     def __init__(self, carrier: Carrier, stream: Stream, wanted: Wanted, caller: Caller) -> None:
         super().__init__(carrier, stream, wanted, caller)
         self._begun = False
         self._message: Message | None = None
+        self._retaken = 0
+        self._working = 0
 
     @property
     def waits_for_data(self) -> bool:
@@ -58,24 +63,41 @@ class UnaryExchange(Exchange):
 
     def _whole(self, message: Message) -> None:
         carrier = self._carrier
-        if carrier.engine.sender.owed and carrier.postpone(self):
+        if (carrier.engine.sender.owed or carrier.working) and carrier.postpone(self):
             self._message = message
             self._hold(len(message))
+            self._retaken = len(message)
+            carrier.engine.retake(self._retaken)
             return
         self._begin(message)
 
     def _begin(self, message: Message) -> None:
         self._begun = True
         if self.held:
-            self._hold(0)
+            self._let_go()
         self._run(message)
+        if not self.over:
+            self._working = self._taken
+            self._carrier.working += self._working
+            self._hold(self._working)
 
     def proceed(self) -> None:
-        """The peer has read enough of other answers."""
+        """Others are done, or the peer has read enough of their answers."""
         if not self.over and self._message is not None:
             message, self._message = self._message, None
             self._begin(message)
 
+    def _let_go(self) -> None:
+        self._hold(0)
+        if self._retaken:
+            self._carrier.engine.release(self._retaken)
+            self._retaken = 0
+        if self._working:
+            self._carrier.working -= self._working
+            self._working = 0
+
     def _settle(self) -> None:
+        if self.held:
+            self._let_go()
         super()._settle()
         self._message = None

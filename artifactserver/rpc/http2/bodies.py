@@ -20,7 +20,7 @@ NOT_CONTENT_LENGTH = "a body that is not content-length long"
 #: A payload is handed on as a view of what was received if it is at least this large, and at least this share of it.
 #: Anything else is copied, so that a few bytes which have to wait do not keep a large buffer alive.
 VIEW_LEAST = 16 * 1024
-VIEW_SHARE = 4
+VIEW_SHARE = 2
 
 
 class BodyReader(FrameReader):
@@ -56,6 +56,10 @@ class BodyReader(FrameReader):
         increment = self._window.release(size)
         if increment:
             self.sender.control(frames.window_update_frame(0, increment))
+
+    def retake(self, size: int) -> None:
+        """So many released body bytes count against the connection's window once more, until they are released."""
+        self._window.retake(size)
 
     def release_stream(self, stream: Stream, size: int) -> None:
         """So many body bytes no longer count against their stream's window."""

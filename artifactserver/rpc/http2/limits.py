@@ -37,9 +37,10 @@ class Limits:
     :ivar connection_window: the same, for all calls of a connection that are not hungry for data.
     :ivar message_bytes: the largest gRPC message, before and after decompression.
     :ivar response_bytes_queued: response data of one call that waits to be sent before its handler is suspended.
+    :ivar working_bytes: request messages that unary calls of a connection are at, before further calls have to wait.
     :ivar owed_bytes: response data of a connection that waits to be sent before further calls have to wait their turn.
-    :ivar held_bytes: request and response data held for one connection.
-    :ivar held_bytes_in_all: request and response data held for all connections of a factory together.
+    :ivar held_bytes: memory held for one connection: request and response data, and a little for each call.
+    :ivar held_bytes_in_all: memory held for all connections of a factory together.
     :ivar handshake_seconds: from a connection's start to its first SETTINGS frame, and for any one frame to arrive.
     :ivar idle_seconds: how long a connection without calls is kept.
     :ivar stalled_upload_seconds: how long a handler waits for request data that does not come.
@@ -64,6 +65,7 @@ class Limits:
     connection_window: int = 32 * MiB
     message_bytes: int = BATCH_PAYLOAD + ENVELOPE
     response_bytes_queued: int = 512 * KiB
+    working_bytes: int = 32 * MiB
     owed_bytes: int = 16 * MiB
     held_bytes: int = 128 * MiB
     held_bytes_in_all: int = 512 * MiB

@@ -49,3 +49,8 @@ class ReceiveWindow:
             return 0
         self._left += increment
         return increment
+
+    def retake(self, size: int) -> None:
+        """So much that was consumed has to be kept after all: less is given back from now on, until it is released."""
+        self._outstanding += size
+        self._consumed -= size

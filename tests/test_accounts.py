@@ -1,0 +1,211 @@
+"""What is held in memory for clients: all that adds up is counted, and when it is too much, somebody has to give."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from artifactserver.rpc.http2 import ErrorCode, Limits
+from artifactserver.rpc.protocol import CALL_BYTES, UNSENT_BYTES
+from artifactserver.rpc.streaming import MESSAGE_BYTES
+from tests import http2_peer as wire
+from tests.echo_service import BytesValue, Wire, value
+from tests.http2_peer import frame, message, settings, window_update
+
+
+def bomb(size: int) -> bytes:
+    """A short message that stands for one of ``size`` zeros and a few bytes."""
+    return message(gzip.compress(BytesValue(value=bytes(size)).SerializeToString()), 1)
+
+
+class Slow:
+    """Answers when it is told to.
+
+    :ivar waiting: the calls that were begun and not finished: the size of each request, and what it waits for.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, Deferred[bytes]]] = []
+
+    async def Unary(self, request: BytesValue, call: Any) -> BytesValue:
+        done: Deferred[bytes] = Deferred()
+        self.waiting.append((len(request.value), done))
+        return BytesValue(value=await done)
+
+    async def Up(self, requests: AsyncIterator[BytesValue], call: Any) -> BytesValue:
+        async for request in requests:
+            done: Deferred[bytes] = Deferred()
+            self.waiting.append((len(request.value), done))
+            await done
+        return BytesValue()
+
+    def finish(self, answer: bytes = b"") -> None:
+        """Let the eldest call, or message, be done."""
+        self.waiting.pop(0)[1].callback(answer)
+
+
+class RequestTests(SynchronousTestCase):
+    """The requests of calls that are waited for."""
+
+    def setUp(self) -> None:
+        self.slow = Slow()
+
+    def test_working_bytes(self) -> None:
+        """Calls wait while others are at as many bytes as are allowed at once, and then have their turn, in order."""
+        line = Wire(Limits(working_bytes=10_000), self.slow)
+        for number, size in ((1, 6000), (3, 6001), (5, 6002), (7, 6003), (9, 10)):
+            line.call(number, "Unary", bytes(size))
+        self.assertEqual([size for size, _ in self.slow.waiting], [6000, 6001])
+        self.assertGreater(line.protocol.held, 24_000)
+        self.slow.finish()
+        self.assertEqual([size for size, _ in self.slow.waiting], [6001, 6002])
+        while self.slow.waiting:
+            self.slow.finish()
+        self.assertEqual(list(line.statuses()), [1, 3, 5, 7, 9])
+        self.assertEqual((line.protocol.held, line.protocol.working, line.factory.ledger.held), (0, 0, 0))
+
+    def test_small_calls(self) -> None:
+        """Small calls do not wait, however many there are."""
+        line = Wire(implementation=self.slow)
+        for number in range(1, 1999, 2):
+            line.call(number, "Unary", b"x")
+        self.assertEqual(len(self.slow.waiting), 999)
+
+    def test_bombs(self) -> None:
+        """A message counts as what it has grown to; while too many have, others stay as small as they came."""
+        line = Wire(Limits(working_bytes=100_000), self.slow)
+        for number in range(1, 41, 2):
+            line.call(number, "Unary", end=False, grpc_encoding="gzip")
+            line.send(frame(wire.DATA, 1, number, bomb(60_000)))
+        self.assertEqual([size for size, _ in self.slow.waiting], [60_000, 60_000])
+        self.assertGreater(line.protocol.held, 120_000)
+        self.assertLess(line.protocol.held, 120_000 + 18 * 200)
+        while self.slow.waiting:
+            self.slow.finish()
+        self.assertEqual(len(line.statuses()), 20)
+
+    def test_waiting_calls_take_window(self) -> None:
+        """Calls that wait their turn use up the connection's window: a client with many is slowed, and loses none."""
+        limits = Limits(working_bytes=50_000, connection_window=200_000, message_bytes=60_000, held_bytes=500_000)
+        line = Wire(limits, self.slow)
+        left = 200_000
+        answered = sent = 0
+        for number in range(1, 101, 2):
+            request = line.request(number, "Unary", bytes(50_000))
+            while left < 50_100:
+                self.slow.finish()
+                for each in line.frames():
+                    left += each.number if each.kind == wire.WINDOW_UPDATE and not each.stream else 0
+                    answered += each.kind == wire.HEADERS and each.flags == 5
+                    self.assertNotEqual(each.kind, wire.RST_STREAM)
+            line.send(request)
+            left -= len(value(bytes(50_000)))
+            sent += 1
+            self.assertLess(line.protocol.held, 350_000)
+        while self.slow.waiting:
+            self.slow.finish()
+        self.assertEqual(answered + len(line.statuses()), sent)
+        self.assertEqual(line.protocol.engine._window._outstanding, 0)
+
+    def test_reset_while_waiting(self) -> None:
+        """A call that is given up while it waits, or is worked on, gives back what it held."""
+        line = Wire(Limits(working_bytes=1000), self.slow)
+        for number in (1, 3):
+            line.call(number, "Unary", bytes(5000))
+        for number in (3, 1):
+            self.assertGreater(line.protocol.held, 5000 * (number == 3))
+            line.send(frame(wire.RST_STREAM, 0, number, bytes(4)))
+        self.assertEqual((line.protocol.held, line.protocol.working), (0, 0))
+        self.assertEqual(line.protocol.engine._window._outstanding, 0)
+        line.call(5, "Unary", b"")
+        self.assertEqual(len(self.slow.waiting), 2)
+
+    def test_in_hand(self) -> None:
+        """The message that a handler of a stream has in hand counts, as what it has grown to."""
+        line = Wire(implementation=self.slow)
+        line.call(1, "Up", end=False, grpc_encoding="gzip")
+        line.send(frame(wire.DATA, 0, 1, bomb(100_000) * 3))
+        self.assertGreater(line.protocol.held, 100_000)
+        self.assertLess(line.protocol.held, 101_000)
+        for _ in range(3):
+            self.slow.finish()
+        self.assertEqual(line.protocol.held, 0)
+
+    def test_empty_messages(self) -> None:
+        """Messages with nothing in them count as well: each takes some memory while it waits."""
+        line = Wire(Limits(held_bytes=500_000), self.slow)
+        with capturedLogs() as events:
+            line.call(1, "Up", end=False)
+            for _ in range(10):
+                line.send(frame(wire.DATA, 0, 1, message(b"") * 200))
+            self.assertGreater(line.protocol.held, 1999 * MESSAGE_BYTES)
+            line.send(*[frame(wire.DATA, 0, 1, message(b"") * 200)] * 20)
+        self.assertEqual([each.kind for each in line.frames()], [wire.RST_STREAM])
+        self.assertEqual((line.protocol.held, len(events)), (0, 1))
+
+
+class ConnectionTests(SynchronousTestCase):
+    """What else is counted."""
+
+    def test_calls(self) -> None:
+        """Each call counts for something, even if nothing was sent with it."""
+        slow = Slow()
+        line = Wire(Limits(held_bytes=50 * CALL_BYTES), slow)
+        for number in range(1, 101, 2):
+            line.call(number, "Unary", b"")
+        self.assertEqual(line.factory.ledger.held, 50 * CALL_BYTES)
+        line.call(101, "Unary", b"")
+        resets = [each.number for each in line.frames() if each.kind == wire.RST_STREAM]
+        self.assertEqual(resets, [ErrorCode.ENHANCE_YOUR_CALM])
+        while slow.waiting:
+            try:
+                slow.finish()
+            except Exception as error:  # the one that was cancelled
+                self.assertEqual(type(error).__name__, "AlreadyCalledError")
+        self.assertEqual(line.factory.ledger.held, 0)
+
+    def test_unsent(self) -> None:
+        """What waits in the transport of a client that does not read counts, until it is read."""
+        line = Wire()
+        line.protocol.pauseProducing()
+        line.call(1, "Unary", b"")
+        self.assertGreater(line.factory.ledger.held, UNSENT_BYTES)
+        line.protocol.resumeProducing()
+        self.assertEqual(line.factory.ledger.held, 0)
+        self.assertEqual(len(line.statuses()), 1)
+
+    def test_cut_off(self) -> None:
+        """When nothing but what waits in transports can be let go, a connection is: that of one that does not read."""
+        first = Wire(Limits(held_bytes_in_all=2 * UNSENT_BYTES + 100))
+        lines = [first, Wire(factory=first.factory), Wire(factory=first.factory)]
+        modest = Wire(factory=first.factory)
+        cut: list[Wire] = []
+        for line in lines:
+            line.transport.abortConnection = partial(cut.append, line)  # type: ignore[method-assign]
+            line.protocol.pauseProducing()
+            line.protocol._look()
+        self.assertEqual(len(cut), 1)
+        modest.call(1, "Unary", b"hello")
+        self.assertEqual(len(modest.statuses()), 1)
+        cut[0].lost()
+        self.assertEqual(first.factory.ledger.held, 2 * UNSENT_BYTES)
+
+    def test_late_answers(self) -> None:
+        """Answers that are ready at some moment of their own are counted at that moment."""
+        slow = Slow()
+        line = Wire(Limits(held_bytes=100_000), slow)
+        line.send(settings((4, 0)))
+        for number in (1, 3, 5, 7):
+            line.call(number, "Unary", b"")
+        for _ in range(4):
+            slow.finish(bytes(40_000))
+            self.assertLessEqual(line.protocol.engine.sender.owed, 100_000)
+        line.send(settings((4, 10**6)), window_update(0, 10**6))
+        self.assertEqual(len(line.statuses()), 2)
+        self.assertEqual(line.factory.ledger.held, 0)
