@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from dataclasses import fields
 from typing import Any
 
@@ -95,6 +96,29 @@ class EngineLimitTests(SynchronousTestCase):
         for number in range(50):
             peer.send(request(2 * number + 1, fields=(*REQUEST, ("n", str(number)))))
         self.assertLessEqual(len(peer.engine._blocks._own), 3)
+
+    def test_header_cache_bytes(self) -> None:
+        """Neither does one with headers of a size that few have, whatever they grow to and however they come."""
+        encoder = Encoder()
+        first = encoder.encode([*REQUEST, ("x", "y" * 3000)])
+        line = Wire(Limits(header_cache_bytes=10_000))
+        line.send(frame(wire.HEADERS, 5, 1, first))
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        for number in range(3, 403, 4):
+            again = encoder.encode([*REQUEST, *[("x", "y" * 3000)] * (number % 5), ("n", str(number), True)])
+            line.send(frame(wire.HEADERS, 5, number, again))
+            line.send(request(number + 2, fields=(*REQUEST, ("n", f"{number}" * 500))))
+            line.transport.clear()
+        self.assertLess(line.protocol.engine._blocks._own_bytes, 10_000)
+        line.writes.clear()
+        self.assertLess(tracemalloc.get_traced_memory()[0], 50_000)
+
+    def test_header_cache(self) -> None:
+        """Requests that are alike are looked at once."""
+        peer = Peer(Limits(header_cache_bytes=2000))
+        heads = [event.head for event in peer.send(request(1), request(3)) if isinstance(event, RequestReceived)]
+        self.assertIs(heads[0], heads[1])
 
     def test_continuations(self) -> None:
         """A header block in too many frames costs the connection."""

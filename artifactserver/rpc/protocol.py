@@ -190,6 +190,7 @@ class GrpcProtocol(Protocol):
     # Events
 
     def _request(self, stream: Stream, head: RequestHead, ended: bool) -> None:
+        # Remembered with the head: as long as it, and no longer.
         wanted = head.meaning
         if wanted is None:
             wanted = head.meaning = read_request(head, self.factory.routes)

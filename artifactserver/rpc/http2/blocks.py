@@ -20,15 +20,15 @@ from hpack import Decoder, HPACKError
 
 from artifactserver.rpc.http2.errors import ConnectionFault, ErrorCode, HeaderListTooLarge
 from artifactserver.rpc.http2.frames import DEFAULT_TABLE_BYTES
-from artifactserver.rpc.http2.headers import RequestHead, request_head
+from artifactserver.rpc.http2.headers import RequestHead, list_size, request_head
 from artifactserver.rpc.http2.limits import Limits
 
 #: Blocks beyond this, in bytes, are not remembered: no client repeats them, and the memory shall stay small.
 CACHEABLE = 4096
 #: Blocks from the start of a connection that are remembered for others.
 BEGINNING = 8
-#: Moments that are remembered, of all connections together; then all are forgotten.
-MOMENTS = 512
+#: Bytes that are remembered of beginnings, of all connections together; then all are forgotten.
+BEGINNINGS_BYTES = 1024 * 1024
 
 #: Who knows the value of one of these is somebody; nothing of that is kept beyond a connection.
 _PRIVATE = frozenset({b"authorization", b"proxy-authorization", b"cookie"})
@@ -62,7 +62,7 @@ class Beginnings:
     def __init__(self, limits: Limits) -> None:
         self.start = Moment()
         self._limits = limits
-        self._moments = 1
+        self._bytes = 0
 
     def learn(self, moment: Moment, block: bytes, head: RequestHead, table: _Table) -> Moment | None:
         """Remember a block; gives where it leads, or `None` if that is not to be remembered."""
@@ -73,15 +73,16 @@ class Beginnings:
             or any(name in _PRIVATE for name, _ in head.fields)
         ):
             return None
-        if table == moment.table:
-            moment.heads[block] = head
-            return moment
-        if self._moments >= MOMENTS:
+        changed = table != moment.table
+        self._bytes += _cost(block, head) + (list_size(table) if changed else 0)
+        if self._bytes > BEGINNINGS_BYTES:
             # Connections that are open go on from the moment that they have; it goes with the last of them.
             self.start = Moment()
-            self._moments = 1
+            self._bytes = 0
             return None
-        self._moments += 1
+        if not changed:
+            moment.heads[block] = head
+            return moment
         after = Moment(table, moment.depth + 1)
         moment.steps[block] = head, after
         return after
@@ -102,6 +103,7 @@ class HeaderBlocks:
         self._decoder: Decoder | None = None
         # What this connection alone has said, once it has left the known ways.
         self._own: dict[bytes, RequestHead] = {}
+        self._own_bytes = 0
         self.known = beginnings.start.heads.get
 
     def request(self, block: bytes) -> RequestHead:
@@ -127,10 +129,21 @@ class HeaderBlocks:
                 self.known = self._moment.heads.get
                 return head
         if unchanged and len(block) <= CACHEABLE:
-            if len(self._own) >= self._limits.header_blocks_cached:
-                self._own.clear()
-            self._own[block] = head
+            self._remember(block, head)
         return head
+
+    def _remember(self, block: bytes, head: RequestHead) -> None:
+        cost = _cost(block, head)
+        limits = self._limits
+        if len(self._own) >= limits.header_blocks_cached or self._own_bytes + cost > limits.header_cache_bytes:
+            self._forget()
+        if cost <= limits.header_cache_bytes:
+            self._own[block] = head
+            self._own_bytes += cost
+
+    def _forget(self) -> None:
+        self._own.clear()
+        self._own_bytes = 0
 
     def trailers(self, block: bytes) -> list[tuple[bytes, bytes]]:
         """What a later header block on the same stream says, not checked yet.
@@ -167,8 +180,12 @@ class HeaderBlocks:
         # An entry that was added is a new object at the front; one that fell off, or a new size, shows in the numbers.
         unchanged = (entries[0] if entries else None) is newest and (len(entries), table.maxsize) == before
         if not unchanged:
-            self._own.clear()
-        size = sum(len(name) + len(value) + 32 for name, value in fields)
-        if len(fields) > self._limits.header_count or size > self._limits.header_list_bytes:
+            self._forget()
+        if len(fields) > self._limits.header_count or list_size(fields) > self._limits.header_list_bytes:
             raise HeaderListTooLarge
         return fields, unchanged  # type: ignore[return-value]
+
+
+def _cost(block: bytes, head: RequestHead) -> int:
+    """What it takes to remember a block: as it came, once here, and once as what the layer above makes of it."""
+    return len(block) + 2 * list_size(head.fields)

@@ -44,6 +44,11 @@ class RequestHead:
     meaning: Any = None
 
 
+def list_size(fields: Iterable[tuple[bytes, bytes]]) -> int:
+    """How large a header list is (RFC 9113, section 6.5.2)."""
+    return sum(len(name) + len(value) + 32 for name, value in fields)
+
+
 def _malformed(reason: str) -> StreamFault:
     return StreamFault(ErrorCode.PROTOCOL_ERROR, reason)
 

@@ -26,6 +26,7 @@ class Limits:
     :ivar header_list_bytes: the largest header list, counted as HPACK does (SETTINGS_MAX_HEADER_LIST_SIZE).
     :ivar header_count: how many fields a header list may have.
     :ivar header_blocks_cached: how many distinct header blocks are remembered together with their meaning.
+    :ivar header_cache_bytes: how large all that may be that is remembered so, and what was made of it.
     :ivar continuations: how many CONTINUATION frames may follow one HEADERS frame.
     :ivar streams_open: calls in flight at once (SETTINGS_MAX_CONCURRENT_STREAMS).
     :ivar resets_per_second: streams that the peer resets, or forces us to reset, per second, in the long run.
@@ -54,6 +55,7 @@ class Limits:
     header_list_bytes: int = 16 * KiB
     header_count: int = 128
     header_blocks_cached: int = 64
+    header_cache_bytes: int = 64 * KiB
     continuations: int = 16
     streams_open: int = 1000
     resets_per_second: float = 100.0
