@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
+import tracemalloc
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -11,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
+from artifactserver.rpc.exchange import Exchange
 from artifactserver.rpc.http2 import ErrorCode, Limits
 from artifactserver.rpc.protocol import CALL_BYTES, UNSENT_BYTES
 from artifactserver.rpc.streaming import MESSAGE_BYTES
@@ -209,3 +212,45 @@ class ConnectionTests(SynchronousTestCase):
         line.send(settings((4, 10**6)), window_update(0, 10**6))
         self.assertEqual(len(line.statuses()), 2)
         self.assertEqual(line.factory.ledger.held, 0)
+
+    def test_no_cycles(self) -> None:
+        """A call that is over is gone at once, however it ended: nothing has to look for what is left of it."""
+        waiting: list[Deferred[bytes]] = []
+
+        def answer(sent: bytes) -> Any:
+            if sent == b"later":
+                waiting.append(Deferred())
+                return waiting[-1]
+            return sent
+
+        line = Wire()
+        line.echo.unary = answer
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        line.call(1, "Unary", b"now")
+        line.call(3, "Unary", b"later")
+        waiting.pop().callback(b"")
+        line.call(5, "Down", b"3x300000")
+        for _ in range(20):
+            line.send(window_update(0, 60_000), window_update(5, 60_000))
+        line.call(7, "Up", b"x", end=False)
+        line.send(frame(wire.DATA, 1, 7, value(b"y")))
+        line.call(9, "Up", b"enough", end=False)
+        line.call(11, "Both", b"x", b"y")
+        line.call(13, "Up", b"fail")
+        line.call(15, "Unary", end=False)
+        line.send(frame(wire.RST_STREAM, 0, 15, bytes(4)))
+        self.assertEqual(set(line.statuses()), {1, 3, 5, 7, 9, 11, 13})
+        line.echo.calls.clear()
+        self.assertEqual([each for each in gc.get_objects() if isinstance(each, Exchange)], [])
+
+    def test_idle(self) -> None:
+        """A connection on which nothing happens keeps nothing of what it received last."""
+        line = Wire()
+        line.call(1, "Up", end=False)
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        line.send(frame(wire.DATA, 1, 1, value(bytes(900_000))))
+        self.assertEqual(len(line.statuses()), 1)
+        self.assertLess(tracemalloc.get_traced_memory()[0], 50_000)

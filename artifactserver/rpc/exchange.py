@@ -280,6 +280,7 @@ class Exchange:
 
     def cancelled(self) -> None:
         """The stream is gone, and with it the reason to go on."""
+        self.stream.owner = None
         if not self.over:
             self._settle()
             self._cancel_handler()

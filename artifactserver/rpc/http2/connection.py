@@ -106,6 +106,8 @@ class Connection(BodyReader):
                 self.read(data)
             except ConnectionFault as fault:
                 events += self.fail(fault)
+            # What was received is not kept until more comes.
+            self._events = []
         return events
 
     def fail(self, fault: ConnectionFault) -> list[Event]:
