@@ -15,7 +15,7 @@ from artifactserver.rpc.status import Code, RpcError
 from artifactserver.services import encoding, write_requests
 from artifactserver.services.resource_names import parse_read, parse_write
 from artifactserver.store.digest import Digest, Digests
-from artifactserver.store.interface import Blob, BlobMissing, Store
+from artifactserver.store.interface import Blob, BlobMissing, Store, TooBusy
 
 #: A message of an upload, in one of two forms with the same fields.
 Request = bytestream.WriteRequest | write_requests.LargeWrite
@@ -23,6 +23,9 @@ Request = bytestream.WriteRequest | write_requests.LargeWrite
 #: Blobs up to this size, in bytes, are gathered in memory while they arrive, and stored together with others; larger
 #: ones flow to the disk.
 GATHERED_BYTES = 64 * 1024
+
+#: Bytes of all blobs together that are gathered so while more of each is to come.
+GATHERED_IN_ALL = 128 * 1024 * 1024
 
 #: Bytes of content in one message on the way out: what the store checks at once, and every client takes.
 PIECE_BYTES = 1024 * 1024
@@ -37,6 +40,7 @@ class ByteStream:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._gathering = 0
 
     async def Read(
         self, request: bytestream.ReadRequest, call: Call
@@ -71,12 +75,14 @@ class ByteStream:
     async def Write(self, requests: AsyncIterable[Request], call: Call) -> bytestream.WriteResponse:
         """Store a blob.  If it is here already, the answer comes at once, as if all of it had been sent."""
         messages = aiter(requests)
-        first = await anext(messages, None)
-        if first is None:
+        request = await anext(messages, None)
+        if request is None:
             raise RpcError(Code.INVALID_ARGUMENT, "the upload ended before it began")
-        progress = _Progress(first.resource_name, messages)
+        progress = _Progress(request.resource_name, messages)
         digest = progress.digest
-        content = progress.take(first)
+        content = progress.take(request)
+        # While the next message is on its way, nothing is kept of the one before.
+        del request
         if digest.size <= self.gathered_bytes:
             return await self._write_small(progress, content)
         if await self._is_present(digest):
@@ -89,6 +95,7 @@ class ByteStream:
                     await upload.write(content)
                 if progress.finished:
                     break
+                content = b""
                 content = await progress.next()
             await upload.commit()
         finally:
@@ -102,13 +109,23 @@ class ByteStream:
         if not progress.finished:
             if await self._is_present(progress.digest):
                 return progress.answer()
-            while not progress.finished:
-                if content := await progress.next():
-                    pieces.append(bytes(content))
+            await self._gather(progress, pieces)
         (outcome,) = await self._store.add_many([Blob(progress.digest, b"".join(pieces))])
         if outcome is not None:
             raise outcome
         return progress.answer()
+
+    async def _gather(self, progress: _Progress, pieces: list[bytes]) -> None:
+        size = progress.digest.size
+        if self._gathering + size > GATHERED_IN_ALL:
+            raise TooBusy("too many small uploads are under way: try again when some of them have finished")
+        self._gathering += size
+        try:
+            while not progress.finished:
+                if content := await progress.next():
+                    pieces.append(bytes(content))
+        finally:
+            self._gathering -= size
 
     async def QueryWriteStatus(
         self, request: bytestream.QueryWriteStatusRequest, call: Call
