@@ -515,6 +515,7 @@ class TimeTests(SynchronousTestCase):
         idle_seconds=100,
         stalled_upload_seconds=20,
         stalled_download_seconds=40,
+        moving_bytes=50,
         close_seconds=3,
     )
 
@@ -528,7 +529,7 @@ class TimeTests(SynchronousTestCase):
         """An upload that stops is given up, and its handler cancelled."""
         self.wire.call(1, "Up", b"x", end=False)
         self.pass_time(15)
-        self.wire.send(frame(wire.DATA, 0, 1, value(b"y")))
+        self.wire.send(frame(wire.DATA, 0, 1, value(b"y" * 50)))
         self.pass_time(15)
         self.assertEqual(self.wire.statuses(), {})
         self.pass_time(15)
@@ -596,13 +597,57 @@ class TimeTests(SynchronousTestCase):
         self.assertTrue(self.wire.transport.disconnecting)
 
     def test_data_may_be_slow(self) -> None:
-        """The body of an upload may come as slowly as it likes, while it comes."""
-        whole = self.wire.request(1, "Up", b"x" * 100)
-        start = len(whole) - 90
-        self.wire.send(whole[:start])
-        for byte in whole[start:]:
-            self.wire.send(bytes([byte]))
+        """The body of an upload may come slowly, in single bytes and with pauses, as long as it comes."""
+        whole = self.wire.request(1, "Up", b"x" * 1000)
+        self.wire.send(whole[:-990])
+        for start in range(-990, 0, 60):
+            for position in range(start, start + 30):
+                self.wire.send(whole[position : position + 1 or None])
+                self.pass_time(0.5)
+            self.wire.send(whole[start + 30 : start + 60 or None])
+            self.pass_time(3)
+        self.assertEqual(self.wire.statuses()[1][0], status(Code.OK))
+
+    def test_trickling_upload(self) -> None:
+        """An upload of which next to nothing comes is given up, though it never quite stands still."""
+        whole = self.wire.request(1, "Up", b"x" * 1000)
+        self.wire.send(whole[:-990])
+        for position in range(-990, -960):
+            self.wire.send(whole[position : position + 1])
+            self.pass_time(1)
+        self.assertEqual(self.wire.statuses()[1][0], status(Code.ABORTED))
+
+    def test_trickling_download(self) -> None:
+        """So is an answer that its client takes byte by byte."""
+        self.wire.send(settings((4, 0)))
+        self.wire.call(1, "Down", b"1x100000")
+        kinds = []
+        for _ in range(35):
+            self.wire.send(window_update(1, 1))
+            kinds += [each.kind for each in self.wire.frames()]
             self.pass_time(2)
+        self.assertEqual(kinds.count(wire.RST_STREAM), 1)
+        self.assertLess(kinds.count(wire.DATA), 30)
+
+    def test_slow_download(self) -> None:
+        """An answer that is taken slowly arrives."""
+        self.wire.send(settings((4, 0)))
+        self.wire.call(1, "Down", b"1x1000")
+        for _ in range(60):
+            self.wire.send(window_update(1, 20))
+            self.pass_time(5)
+        self.assertEqual(self.wire.statuses()[1][0], status(Code.OK))
+
+    def test_waiting_begins_with_the_answer(self) -> None:
+        """How long an answer waits is counted from when it is there, however long it took to make it."""
+        waiting: Deferred[bytes] = Deferred()
+        self.wire.echo.unary = lambda _: waiting
+        self.wire.send(settings((4, 0)))
+        self.wire.call(1, "Unary", b"")
+        self.pass_time(100)
+        waiting.callback(b"x" * 100)
+        self.pass_time(30)
+        self.wire.send(window_update(1, 1000))
         self.assertEqual(self.wire.statuses()[1][0], status(Code.OK))
 
     def test_no_timers_left(self) -> None:

@@ -28,7 +28,7 @@ class Findings:
     """What one look brought to light.
 
     :ivar connection: what to do about the connection as a whole, or `None`.
-    :ivar still: streams on which nothing has moved, and for how many seconds.
+    :ivar still: streams that wait for the peer, and on which next to nothing has moved, and for how many seconds.
     """
 
     connection: Verdict | None
@@ -68,11 +68,14 @@ class Heartbeat:
         return Findings(self._verdict(now), still)
 
     def _look_at_streams(self, now: float) -> list[tuple[Stream, float]]:
+        least = self._limits.moving_bytes
         before = self._still_since
         after: dict[Stream, float] = {}
         for stream in self._engine.streams.values():
-            if stream.moved:
-                stream.moved = False
+            owner = stream.owner
+            waits = stream.queued or owner is not None and owner.waits_for_data
+            if not waits or stream.moved >= least:
+                stream.moved = 0
                 after[stream] = now
             else:
                 after[stream] = before.get(stream, now)

@@ -271,7 +271,9 @@ class GrpcProtocol(Protocol):
                 if seconds >= limits.stalled_download_seconds:
                     exchange.abandon(ErrorCode.CANCEL)
             elif exchange.waits_for_data and seconds >= limits.stalled_upload_seconds:
-                exchange.give_up(Code.ABORTED, f"no data has come for {seconds:.0f} seconds")
+                exchange.give_up(
+                    Code.ABORTED, f"fewer than {limits.moving_bytes} bytes have come in {seconds:.0f} seconds"
+                )
         self._settle_accounts()
 
     def _settle_accounts(self) -> None:

@@ -90,7 +90,7 @@ class BodyReader(FrameReader):
         # For nearly all frames, the same in one go.
         self._window.receive(size)
         stream.receive_window -= size
-        stream.moved = True
+        stream.moved += size
         ended = bool(flags & END_STREAM)
         if ended:
             stream.remote_open = False
@@ -154,7 +154,7 @@ class BodyReader(FrameReader):
         if ended:
             stream.remote_open = False
         if size or ended:
-            stream.moved = True
+            stream.moved += size
             if size >= VIEW_LEAST and size * VIEW_SHARE >= len(data):
                 self._events.append(DataReceived(stream, memoryview(data)[start:stop], ended))
             else:

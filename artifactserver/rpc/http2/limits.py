@@ -46,6 +46,7 @@ class Limits:
     :ivar idle_seconds: how long a connection without calls is kept.
     :ivar stalled_upload_seconds: how long a handler waits for request data that does not come.
     :ivar stalled_download_seconds: how long response data waits for a peer that does not read it.
+    :ivar moving_bytes: fewer bytes than this in all that time are as good as none.
     :ivar close_seconds: how long a peer may take to notice that we have closed.
     """
 
@@ -75,6 +76,7 @@ class Limits:
     idle_seconds: float = 2 * 3600.0
     stalled_upload_seconds: float = 60.0
     stalled_download_seconds: float = 300.0
+    moving_bytes: int = 4 * KiB
     close_seconds: float = 5.0
 
     def __post_init__(self) -> None:

@@ -259,7 +259,7 @@ class Sender:
         self.owed -= size
         stream.send_window -= size
         stream.queued -= size
-        stream.moved = True
+        stream.moved += size
         if stream.queued <= stream.wake_below:
             stream.wake_below = -1
             self.drained.append(stream)

@@ -24,7 +24,7 @@ class Stream:
     :ivar tail: the header block that ends the response once the queue is empty.
     :ivar scheduled: the sender will come round to this stream.
     :ivar wake_below: tell the layer above when no more than this many bytes are queued; -1 for never.
-    :ivar moved: body bytes have moved, in or out, since somebody last set this to `False`.
+    :ivar moved: body bytes that have moved, in or out, since somebody last set this to 0.
     """
 
     __slots__ = (
@@ -61,7 +61,7 @@ class Stream:
         self.tail: bytes | None = None
         self.scheduled = False
         self.wake_below = -1
-        self.moved = True
+        self.moved = 0
 
     def __repr__(self) -> str:
         return f"<Stream {self.id}>"
