@@ -154,6 +154,9 @@ class Exchange:
         """Let the handler answer ``request``: a message still to be parsed, or whatever gives all of them."""
         if not self.stream.local_open:
             return  # Reset by what was received right behind the request; we are about to be told.
+        self.check_deadline()
+        if self.over:
+            return
         method = self._wanted.method
         assert method.handler is not None
         try:
@@ -265,10 +268,11 @@ class Exchange:
     def _fail(self, code: Code, message: str, details: bytes = b"") -> None:
         sender = self._carrier.engine.sender
         if self.stream.local_open:
+            most = sender.header_list_bytes
             if self._head_sent:
-                sender.finish(self.stream, answers.trailers(code, message, details))
+                sender.finish(self.stream, answers.trailers(code, message, details, most))
             else:
-                sender.headers(self.stream, answers.trailers_only(code, message, details), end=True)
+                sender.headers(self.stream, answers.trailers_only(code, message, details, most), end=True)
         self._settle()
         self._carrier.flush()
 
@@ -290,6 +294,12 @@ class Exchange:
         self._carrier.engine.reset(self.stream, code)
         self.cancelled()
         self._carrier.flush()
+
+    def check_deadline(self) -> None:
+        """End the call if its deadline has passed.  A timer does that only from when its handler has to wait."""
+        deadline = self._call.deadline
+        if deadline is not None and self._timer is None and self._carrier.clock.seconds() >= deadline:
+            self._expired()
 
     def _expired(self) -> None:
         self._timer = None

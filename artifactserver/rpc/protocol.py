@@ -221,7 +221,8 @@ class GrpcProtocol(Protocol):
         if isinstance(why, NotGrpc):
             block = answers.plain(why.status)
         else:
-            block = answers.trailers_only(why.code, why.message)
+            most = self.engine.sender.header_list_bytes
+            block = answers.trailers_only(why.code, why.message, most=most)
         self.engine.sender.headers(stream, block, end=True)
 
     def _rare(self, event: Event) -> None:
@@ -274,6 +275,9 @@ class GrpcProtocol(Protocol):
                 exchange.give_up(
                     Code.ABORTED, f"fewer than {limits.moving_bytes} bytes have come in {seconds:.0f} seconds"
                 )
+        for stream in list(self.engine.streams.values()):
+            if stream.owner is not None:
+                stream.owner.check_deadline()
         self._settle_accounts()
 
     def _settle_accounts(self) -> None:

@@ -46,20 +46,21 @@ def read_request(head: RequestHead, routes: Routes) -> Wanted | NotGrpc | Imposs
         return NotGrpc(405)
     content_type = b""
     encoding = b"identity"
-    timeout: float | None = None
+    wait: bytes | None = None
+    for name, value in head.fields:
+        if name == b"content-type":
+            content_type = value
+        elif name == b"grpc-encoding":
+            encoding = value
+        elif name == b"grpc-timeout":
+            wait = value
+    if not is_grpc(content_type):
+        return NotGrpc(415)
     try:
-        for name, value in head.fields:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"grpc-encoding":
-                encoding = value
-            elif name == b"grpc-timeout":
-                timeout = parse_timeout(value)
-        if not is_grpc(content_type):
-            return NotGrpc(415)
+        timeout = None if wait is None else parse_timeout(wait)
         metadata = metadata_of(head.fields)
     except BadMessage as error:
-        return Impossible(error.code, str(error)) if is_grpc(content_type) else NotGrpc(415)
+        return Impossible(error.code, str(error))
     path = head.path.decode("latin-1")
     method = routes.find(path)
     if method is None or method.handler is None:

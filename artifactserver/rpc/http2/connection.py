@@ -324,6 +324,8 @@ class Connection(BodyReader):
                 self.sender.change_initial_window(value, list(self.streams.values()))
             elif name == frames.SETTINGS_MAX_FRAME_SIZE:
                 self.sender.frame_bytes = value
+            elif name == frames.SETTINGS_MAX_HEADER_LIST_SIZE:
+                self.sender.header_list_bytes = value
             elif name == frames.SETTINGS_HEADER_TABLE_SIZE:
                 self.sender.limit_table(value)
         self.sender.control(frames.SETTINGS_ACK)

@@ -34,6 +34,8 @@ SETTINGS_MAX_HEADER_LIST_SIZE = 0x6
 #: Bytes in a frame header.
 FRAME_HEADER = 9
 DEFAULT_TABLE_BYTES = 4096
+#: What one likes to get who has not said anything: all there is.
+MAX_HEADER_LIST_BYTES = 2**32 - 1
 DEFAULT_WINDOW = 65_535
 MAX_WINDOW = 2**31 - 1
 DEFAULT_FRAME_BYTES = 16_384

@@ -33,6 +33,7 @@ class Sender:
     :param ended: called with each stream whose response is complete.
     :ivar blocked: the transport does not want more at the moment; what can wait, waits.
     :ivar window: how much the peer is ready for, all streams together.
+    :ivar header_list_bytes: the largest header list that the peer likes to get, counted as HPACK does.
     :ivar owed: response bytes waiting on all streams together.
     :ivar drained: streams whose queue has sunk to their `Stream.wake_below`; whoever reads the list empties it.
     """
@@ -48,6 +49,7 @@ class Sender:
         "control_frames",
         "drained",
         "frame_bytes",
+        "header_list_bytes",
         "initial_window",
         "owed",
         "window",
@@ -66,6 +68,7 @@ class Sender:
         self.window = frames.DEFAULT_WINDOW
         self.initial_window = frames.DEFAULT_WINDOW
         self.frame_bytes = frames.DEFAULT_FRAME_BYTES
+        self.header_list_bytes = frames.MAX_HEADER_LIST_BYTES
         self.owed = 0
         self.drained: list[Stream] = []
 
