@@ -259,7 +259,8 @@ def metadata_of(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str | bytes]
             continue
         name = field.decode("ascii")
         if field.endswith(b"-bin"):
-            metadata[name] = decode_binary(value.rpartition(b",")[2].strip())
+            # Several may stand in one field, so commas come before base64.
+            metadata[name] = [decode_binary(each.strip()) for each in value.split(b",")][-1]
         else:
             text = value.decode("latin-1")
             before = metadata.get(name)
