@@ -107,11 +107,12 @@ class AdmittingFactory(Factory):
         if protocol is None:
             return None
         admission.enter(caller)
-        lost = protocol.connectionLost
 
         def connection_lost(reason: Failure) -> None:
+            # Gone at once, and not when somebody looks for cycles: with it goes what was not sent.
+            del protocol.connectionLost
             admission.leave(caller)
-            lost(reason)
+            protocol.connectionLost(reason)
 
         # Told to the protocol itself: a wrapper would stand in the way of every byte.
         protocol.connectionLost = connection_lost  # type: ignore[method-assign]

@@ -22,6 +22,10 @@ class Account:
         self.shed = shed
 
 
+def _nobody() -> int:
+    return 0
+
+
 class Ledger:
     """The accounts of all connections.
 
@@ -43,6 +47,8 @@ class Ledger:
     def close(self, account: Account) -> None:
         self.held -= account.held
         account.held = 0
+        # Its connection has the account, and is not to wait for the collector of cycles.
+        account.shed = _nobody
         self._accounts.discard(account)
 
     def update(self, account: Account, held: int) -> None:

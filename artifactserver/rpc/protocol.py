@@ -128,13 +128,12 @@ class GrpcProtocol(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._closing = True
-        self._busy = True
         self.factory.connections.discard(self)
-        self.factory.ledger.close(self._account)
-        for timer in (self._beat, self._close_timer, self._goaway_timer):
+        for timer in (self._close_timer, self._goaway_timer):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._cancel_calls()
+        self._let_go()
+        self.factory.ledger.close(self._account)
         self.factory.connection_lost()
 
     # The calls' side
@@ -341,8 +340,7 @@ class GrpcProtocol(Protocol):
     def abort(self) -> None:
         """Close without regard for what runs or is still to be sent."""
         self._closing = True
-        self._stop_looking()
-        self._cancel_calls()
+        self._let_go()
         self.transport.abortConnection()  # type: ignore[union-attr]
 
     def _close(self) -> None:
@@ -350,10 +348,9 @@ class GrpcProtocol(Protocol):
         if self._closing:
             return
         self._closing = True
-        self._stop_looking()
-        self._cancel_calls()
         transport: Any = self.transport
         transport.write(self.engine.sender.take())
+        self._let_go()
         # A transport with a producer stays open for it, over TLS for good.
         transport.unregisterProducer()
         self._close_timer = self.clock.callLater(self.limits.close_seconds, transport.abortConnection)
@@ -363,12 +360,13 @@ class GrpcProtocol(Protocol):
         else:
             transport.loseConnection()
 
-    def _stop_looking(self) -> None:
+    def _let_go(self) -> None:
+        """Of all but the transport: nothing of the calls is kept until it has closed."""
         if self._beat is not None and self._beat.active():
             self._beat.cancel()
-
-    def _cancel_calls(self) -> None:
         self._busy = True
         for stream in list(self.engine.streams.values()):
             if stream.owner is not None:
                 stream.owner.cancelled()
+        self.engine.lost()
+        self._settle_accounts()

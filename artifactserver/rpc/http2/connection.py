@@ -123,6 +123,16 @@ class Connection(BodyReader):
         ends.append(ConnectionFailed(fault.code, fault.reason))
         return ends
 
+    def lost(self) -> None:
+        """The connection is gone, and with it all that was on its streams.  No event tells of it.
+
+        It is not used any more, and made to go without the collector of cycles.
+        """
+        for stream in list(self.streams.values()):
+            self._close(stream)
+        self.small = {}
+        self.sender.lost()
+
     def reset(self, stream: Stream, code: ErrorCode) -> None:
         """Give up a stream of our own accord.  No event tells of it."""
         if stream.remote_open or stream.local_open:

@@ -27,6 +27,9 @@ TURN = 64 * 1024
 DIRECT = 64 * 1024
 
 
+def _nobody(stream: Stream) -> None: ...
+
+
 class Sender:
     """What one connection has to send.
 
@@ -204,6 +207,12 @@ class Sender:
             stream.queued = 0
             stream.queue = None
         stream.tail = None
+
+    def lost(self) -> None:
+        """There is nobody left to send anything to."""
+        self._ended = _nobody
+        self._out = []
+        self._ready.clear()
 
     # What goes out
 
