@@ -1,20 +1,16 @@
-"""Packs can be read back entry by entry, also when something in them is damaged."""
+"""Packs: entries are read back as they were written or not at all, and one process appends."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactserver.store.digest import Digest
 from artifactserver.store.packs import (
     KIND_BLOB,
-    Damage,
     DamagedEntry,
-    Entry,
     NotResident,
     PackFiles,
     PackWriter,
@@ -24,7 +20,6 @@ from artifactserver.store.packs import (
     pack_ids,
     pack_name,
     read_entry,
-    scan,
 )
 
 
@@ -32,77 +27,6 @@ def entry(content: bytes) -> bytes:
     """A whole entry with a blob."""
     digest = Digest.of(content)
     return encode_head(KIND_BLOB, digest.key[0], digest.hash, content) + content
-
-
-class ScanTests(SynchronousTestCase):
-    """`scan`, what a lost index is rebuilt with."""
-
-    def write(self, content: bytes) -> Path:
-        """A file with this content."""
-        path = Path(self.mktemp())
-        path.write_bytes(content)
-        return path
-
-    def test_whole(self) -> None:
-        """Every entry of a sound pack is found, in order."""
-        contents = [os.urandom(size) for size in (0, 1, 1000, 70_000)]
-        found = list(scan(self.write(b"".join(map(entry, contents)))))
-        self.assertEqual([each.content for each in found if isinstance(each, Entry)], contents)
-        self.assertEqual(len(found), 4)
-
-    def test_empty(self) -> None:
-        """An empty pack has no entries."""
-        self.assertEqual(list(scan(self.write(b""))), [])
-
-    def test_no_further_than_told(self) -> None:
-        """Nothing behind the committed end is looked at."""
-        one, two = entry(b"one"), entry(b"two")
-        found = list(scan(self.write(one + two), len(one)))
-        self.assertEqual(len(found), 1)
-
-    @settings(max_examples=200, deadline=None)
-    @given(
-        contents=st.lists(st.binary(max_size=80), min_size=1, max_size=6),
-        where=st.floats(0, 1, exclude_max=True),
-        bit=st.integers(0, 7),
-    )
-    def test_one_flipped_bit(self, contents: list[bytes], where: float, bit: int) -> None:
-        """One flipped bit costs one entry; all others are found, and the gap between them is reported."""
-        pieces = [entry(content) for content in contents]
-        whole = bytearray(b"".join(pieces))
-        position = int(where * len(whole))
-        whole[position] ^= 1 << bit
-        hit, end = 0, len(pieces[0])
-        while end <= position:
-            hit += 1
-            end += len(pieces[hit])
-        found = list(scan(self.write(bytes(whole))))
-        self.assertEqual(
-            [each.content for each in found if isinstance(each, Entry)], contents[:hit] + contents[hit + 1 :]
-        )
-        gaps = [each for each in found if isinstance(each, Damage)]
-        self.assertEqual(gaps, [Damage(end - len(pieces[hit]), len(pieces[hit]))])
-
-    @settings(max_examples=100, deadline=None)
-    @given(contents=st.lists(st.binary(max_size=80), min_size=1, max_size=4), where=st.floats(0, 1, exclude_max=True))
-    def test_cut_short(self, contents: list[bytes], where: float) -> None:
-        """Cut anywhere, the entries that are whole are found, and nothing else is."""
-        pieces = [entry(content) for content in contents]
-        whole = b"".join(pieces)
-        cut = int(where * len(whole))
-        whole_entries, end = 0, 0
-        for piece in pieces:
-            end += len(piece)
-            whole_entries += end <= cut
-        found = [each.content for each in scan(self.write(whole[:cut])) if isinstance(each, Entry)]
-        self.assertEqual(found, contents[:whole_entries])
-
-    @settings(max_examples=200, deadline=None)
-    @given(st.binary(max_size=300))
-    def test_junk(self, junk: bytes) -> None:
-        """Junk with the magic bytes in it is passed over up to the next entry."""
-        found = list(scan(self.write(b"ASe1" + junk + entry(b"content"))))
-        self.assertEqual(found[-1].content if isinstance(found[-1], Entry) else None, b"content")
 
 
 class ReadEntryTests(SynchronousTestCase):
@@ -136,6 +60,7 @@ class ReadEntryTests(SynchronousTestCase):
                 (0, 5, KIND_BLOB + 1, one.hash),
                 (2 * length, 5, KIND_BLOB, one.hash),
                 (2 * length - 1, 5, KIND_BLOB, two.hash),
+                (0, 2**32 - 1, KIND_BLOB, one.hash),
             ):
                 with self.assertRaises(failures):
                     read(offset, stored, kind, hash)

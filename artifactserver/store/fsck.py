@@ -27,18 +27,16 @@ from artifactserver.store.layout import RepositoryProblem
 from artifactserver.store.packs import (
     KIND_BLOB,
     KIND_RECORD,
-    Damage,
     DamagedEntry,
-    Entry,
     Place,
     entry_bytes,
     pack_name,
     read_entry,
-    scan,
 )
 from artifactserver.store.records import RECORD_HASH_BYTES, WrittenChange
 from artifactserver.store.repository import Repository
 from artifactserver.store.rows import PACKED, PACKED_BYTES, SET, FileRow, RecordRow, unpack_packed
+from artifactserver.store.scan import Damage, Entry, scan
 
 #: Problems that are named one by one; of the rest only the number is given.
 NAMED_PROBLEMS = 1000

@@ -11,7 +11,7 @@ them, before them or behind them.  An entry describes itself, so a lost index ca
         10      1  digest function, REAPI's number; 0 for a record change
         11      1  length of the hash, 0 to 64
         12      4  length of the content once decoded
-        16      4  length of the payload as it stands here
+        16      4  length of the payload as it stands here, at most 32 MiB
         20      h  hash: the blob's, or the record key's (see `artifactserver.store.records`)
       20+h      p  payload
 
@@ -25,11 +25,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
-import mmap
 import os
+import re
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +51,17 @@ KIND_RECORD = 2
 ENCODING_IDENTITY = 0
 
 MAGIC = b"ASe1"
-_HEADER = struct.Struct(">4sIBBBBII")
-_CHECKED_FROM = 8
+HEADER = struct.Struct(">4sIBBBBII")
+CHECKED_FROM = 8
 _CRC = struct.Struct(">I")
 _DESCRIPTION = struct.Struct(">BBBBII")
-_LONGEST_HASH = 64
+LONGEST_HASH = 64
+
+#: No payload is longer, in bytes: what says that it is, is damaged.  (Blobs in packs, and records, are much shorter.)
+PAYLOAD_BYTES = 32 * 1024 * 1024
+
+#: No pack has a number that is so high that the next one would not fit.
+_NAME = re.compile("[0-7][0-9a-f]{15}\\.pack")
 
 #: Reads only what the page cache holds, and fails instead of waiting for a disk; 0 where the system has no such flag.
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
@@ -84,26 +89,6 @@ class Place:
     stored: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a scan finds: an entry whose checksum is right."""
-
-    kind: int
-    function: int
-    hash: bytes
-    offset: int
-    stored: int
-    content: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """What a scan finds where there is no valid entry: ``length`` bytes that belong to none."""
-
-    offset: int
-    length: int
-
-
 def pack_name(pack: int) -> str:
     """The file name of a pack."""
     return f"{pack:016x}.pack"
@@ -111,23 +96,21 @@ def pack_name(pack: int) -> str:
 
 def pack_ids(directory: Path) -> list[int]:
     """The ids of all packs that have a file, in order."""
-    return sorted(
-        int(name[:16], 16)
-        for name in os.listdir(directory)
-        if len(name) == 21 and name.endswith(".pack") and set(name[:16]) <= set("0123456789abcdef")
-    )
+    return sorted(int(name[:16], 16) for name in os.listdir(directory) if _NAME.fullmatch(name))
 
 
 def encode_head(kind: int, function: int, hash: bytes, content: bytes) -> bytes:
     """What goes before ``content`` to make an entry of it."""
     length = len(content)
+    if length > PAYLOAD_BYTES:
+        raise ValueError(f"{length} bytes are too long for an entry")
     described = _DESCRIPTION.pack(kind, ENCODING_IDENTITY, function, len(hash), length, length) + hash
     return MAGIC + _CRC.pack(crc32(content, crc32(described))) + described
 
 
 def entry_bytes(hash_bytes: int, stored: int) -> int:
     """The length of a whole entry."""
-    return _HEADER.size + hash_bytes + stored
+    return HEADER.size + hash_bytes + stored
 
 
 @functools.lru_cache(maxsize=1024)
@@ -138,10 +121,10 @@ def _description(kind: int, function: int, hash_bytes: int, stored: int) -> byte
 
 def _check(entry: memoryview, kind: int, function: int, hash: bytes, stored: int) -> None:
     """:raises DamagedEntry: if this is not the entry that the other arguments describe."""
-    checksum = _CRC.pack(crc32(entry[_CHECKED_FROM:]))
-    found = entry[: _HEADER.size + len(hash)]
+    checksum = _CRC.pack(crc32(entry[CHECKED_FROM:]))
+    found = entry[: HEADER.size + len(hash)]
     if found != MAGIC + checksum + _description(kind, function, len(hash), stored) + hash:
-        if found[_CHECKED_FROM:] == _description(kind, function, len(hash), stored) + hash:
+        if found[CHECKED_FROM:] == _description(kind, function, len(hash), stored) + hash:
             raise DamagedEntry("its checksum is wrong")
         raise DamagedEntry("another entry stands there, or none")
 
@@ -153,7 +136,9 @@ def read_entry(fd: int, place: Place, kind: int, function: int, hash: bytes) -> 
 
     :raises DamagedEntry: if anything there is not as it was written.
     """
-    start = _HEADER.size + len(hash)
+    if place.stored > PAYLOAD_BYTES:
+        raise DamagedEntry("no entry is as long as that")
+    start = HEADER.size + len(hash)
     raw = os.pread(fd, start + place.stored, place.offset)
     if len(raw) != start + place.stored:
         raise DamagedEntry(f"the pack ends at {place.offset + len(raw)}, inside the entry")
@@ -288,8 +273,10 @@ class PackFiles:
         :raises DamagedEntry: if anything there is not as it was written.
         :raises FileNotFoundError: if the pack has no file.
         """
+        if stored > PAYLOAD_BYTES:
+            raise DamagedEntry("no entry is as long as that")
         fd = self.descriptor(pack).fd
-        start = _HEADER.size + len(hash)
+        start = HEADER.size + len(hash)
         length = start + stored
         entry = self._buffer[:length] if length <= _USUAL_ENTRY else memoryview(bytearray(length))
         if not _NOWAIT:
@@ -314,51 +301,3 @@ class PackFiles:
 
     def close(self) -> None:
         self._open.clear()
-
-
-def scan(path: Path, until: int | None = None) -> Iterator[Entry | Damage]:
-    """Everything in a pack, in order; stretches that are no valid entry are passed over and reported.
-
-    :param until: look no further than this offset.
-    """
-    with open(path, "rb") as file:
-        length = os.fstat(file.fileno()).st_size
-        if until is not None:
-            length = min(length, until)
-        if not length:
-            return
-        with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as pack:
-            offset = 0
-            while offset < length:
-                entry = _entry_at(pack, offset, length)
-                if entry is not None:
-                    yield entry
-                    offset += entry_bytes(len(entry.hash), entry.stored)
-                    continue
-                start = offset
-                while offset < length:
-                    offset = pack.find(MAGIC, offset + 1, length)
-                    if offset == -1:
-                        offset = length
-                    elif _entry_at(pack, offset, length) is not None:
-                        break
-                yield Damage(start, offset - start)
-
-
-def _entry_at(pack: mmap.mmap, offset: int, length: int) -> Entry | None:
-    if offset + _HEADER.size > length:
-        return None
-    magic, crc, kind, encoding, function, hash_bytes, size, stored = _HEADER.unpack_from(pack, offset)
-    start = offset + _HEADER.size + hash_bytes
-    if (
-        magic != MAGIC
-        or encoding != ENCODING_IDENTITY
-        or hash_bytes > _LONGEST_HASH
-        or size != stored
-        or start + stored > length
-    ):
-        return None
-    with memoryview(pack) as view:
-        if crc32(view[offset + _CHECKED_FROM : start + stored]) != crc:
-            return None
-    return Entry(kind, function, pack[offset + _HEADER.size : start], offset, stored, pack[start : start + stored])

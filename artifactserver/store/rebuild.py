@@ -18,9 +18,10 @@ from artifactserver.store.fsck import Progress, Report, content_of_file, is_what
 from artifactserver.store.index import Changes, Index
 from artifactserver.store.interface import StoreError
 from artifactserver.store.layout import Layout, RepositoryProblem
-from artifactserver.store.packs import KIND_BLOB, Damage, Entry, Place, entry_bytes, pack_ids, pack_name, scan
+from artifactserver.store.packs import KIND_BLOB, Place, entry_bytes, pack_ids, pack_name
 from artifactserver.store.records import WrittenChange
 from artifactserver.store.rows import DELETED, SEALED, SET, PackRow, RecordRow, encode_packed, name_row
+from artifactserver.store.scan import Damage, Entry, scan
 
 #: Entries that go into one transaction.
 ENTRIES = 10_000
