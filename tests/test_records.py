@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from artifactserver.proto import records_pb2
 from artifactserver.store.digest import Digest
 from artifactserver.store.interface import Record, RecordKey, RecordKind, Reference, Shape
-from artifactserver.store.records import Change, WrittenChange, record_hash
+from artifactserver.store.records import MAX_SEQUENCE, Change, WrittenChange, record_hash
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 keys = st.builds(
@@ -66,7 +66,13 @@ class ChangeTests(SynchronousTestCase):
             odd.CopyFrom(good)
             setattr(odd, field, value)
             self.assertIsNone(WrittenChange.decode(odd.SerializeToString()))
-        wrong: tuple[tuple[str, object], ...] = (("shape", 9), ("key", b""), ("key", b"\x63" + bytes(32)))
+        wrong: tuple[tuple[str, object], ...] = (
+            ("shape", 9),
+            ("key", b""),
+            ("key", b"\x63" + bytes(32)),
+            ("key", Digest.of(b"").key[:-1]),
+            ("key", Digest.of(b"").key + bytes(600)),
+        )
         for name, other in wrong:
             odd = records_pb2.RecordChange()
             odd.CopyFrom(good)
@@ -96,6 +102,20 @@ class ChangeTests(SynchronousTestCase):
         names = [RecordKey(RecordKind.ASSET_BLOB, "", str(number)) for number in range(9)]
         changes = Change.setting([Record(key, b"v", belonging) for key in names])
         self.assertEqual(len({id(change.content) for change in changes}), 1)
+
+    def test_no_number_is_the_last(self) -> None:
+        """A change whose number leaves none for the changes after it is none."""
+        key = RecordKey(RecordKind.ASSET_BLOB, "", "x")
+        for sequence, sound in ((MAX_SEQUENCE, True), (MAX_SEQUENCE + 1, False), (2**64 - 1, False)):
+            content = Change(key, None).encode(sequence, 1.0)
+            self.assertEqual(WrittenChange.decode(content) is not None, sound)
+
+    @given(keys, keys)
+    def test_of_another_record(self, key: RecordKey, other: RecordKey) -> None:
+        """A change that stands under the hash of another record is none."""
+        content = Change(key, None).encode(1, 1.0)
+        self.assertIsNotNone(WrittenChange.of(record_hash(key), content))
+        self.assertEqual(WrittenChange.of(record_hash(other), content) is not None, key == other)
 
     @given(st.lists(keys, min_size=2, max_size=2, unique=True))
     def test_hashes(self, pair: list[RecordKey]) -> None:

@@ -99,7 +99,7 @@ def content_of_file(path: Path, progress: Progress) -> tuple[bool, FileRow | Non
 def is_what_it_says(entry: Entry) -> bool:
     """Whether an entry with a right checksum also has the content that its digest names."""
     if entry.kind == KIND_RECORD:
-        return WrittenChange.decode(entry.content) is not None
+        return WrittenChange.of(entry.hash, entry.content) is not None
     hasher = HASHERS.get(entry.function)
     return entry.kind == KIND_BLOB and hasher is not None and hasher(entry.content).digest() == entry.hash
 
@@ -315,7 +315,7 @@ class _Check:
             return str(error)
         finally:
             os.close(fd)
-        return None if WrittenChange.decode(content) is not None else "it is no change of a record"
+        return None if WrittenChange.of(record, content) is not None else "it is no change of this record"
 
     def _wait(self, repair: Coroutine[Any, Any, None]) -> None:
         """Drive a repair, which never waits here, to its end."""

@@ -127,7 +127,7 @@ class _Rebuild:
             changes.put_packed(rows)
 
     def _take_change(self, pack: int, entry: Entry, changes: Changes) -> None:
-        written = WrittenChange.decode(entry.content)
+        written = WrittenChange.of(entry.hash, entry.content)
         if written is None:
             return
         sequence, time_ns = written.order

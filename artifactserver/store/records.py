@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from artifactserver.proto import records_pb2
-from artifactserver.store.digest import Digest, DigestFunction
+from artifactserver.store.digest import HASH_BYTES, Digest, DigestFunction
 from artifactserver.store.interface import Record, RecordKey, RecordKind, Reference, Shape
 
 #: The length of a record's hash, which is also the end of its key in the index's ``names``.
 RECORD_HASH_BYTES = 32
+
+#: The numbers of changes are beyond the nanoseconds since the epoch only by how many there were: this is in 2262.  What
+#: says otherwise would leave no number for the change after it.
+MAX_SEQUENCE = 2**63
 
 _NS = 1_000_000_000
 
@@ -108,6 +112,12 @@ class WrittenChange:
     change: Change
 
     @classmethod
+    def of(cls, hash: bytes, content: bytes) -> WrittenChange | None:
+        """The change that an entry holds, or `None` if it is none of the record with this hash."""
+        written = cls.decode(content)
+        return written if written is not None and record_hash(written.change.key) == hash else None
+
+    @classmethod
     def decode(cls, content: bytes) -> WrittenChange | None:
         """The change that an entry holds, or `None` for one that this version cannot understand."""
         message = records_pb2.RecordChange()
@@ -123,12 +133,15 @@ class WrittenChange:
             if message.operation == records_pb2.SET:
                 references = []
                 for reference in message.references:
-                    DigestFunction(reference.key[0])
+                    if len(reference.key) != 1 + HASH_BYTES[DigestFunction(reference.key[0])]:
+                        return None
                     digest = Digest(reference.key, reference.size)
                     references.append(Reference(digest, Shape(reference.shape), reference.required))
                 expires = message.expires_ns / _NS if message.expires_ns else None
                 record = Record(key, message.value, tuple(references), expires, message.time_ns / _NS)
             elif message.operation != records_pb2.DELETE:
+                return None
+            if message.sequence > MAX_SEQUENCE:
                 return None
         except (DecodeError, ValueError, IndexError):
             return None
