@@ -150,17 +150,20 @@ class _Check:
         committed = dict(self._index.committed_packs())
         files = self._index.counters()["file_bytes"]
         self._progress.begin("checking", sum(committed.values()) + files)
-        sound: Counter[int] = Counter()
-        for pack, length in committed.items():
-            sound[pack] = self._scan_pack(pack, length)
+        sound = {pack: self._scan_pack(pack, length) for pack, length in committed.items()}
         named: Counter[int] = Counter()
-        for key, value in self._rows("blobs"):
-            self._report.blobs += 1
-            if len(value) == PACKED_BYTES and value[0] == PACKED:
-                named[unpack_packed(value)[2]] += 1
-            else:
-                self._check_file(key, value)
-        doubtful = {pack for pack in named if named[pack] != sound[pack]}
+        for rows in self._slices("blobs"):
+            packs = self._packs()
+            for key, value in rows:
+                if len(value) == PACKED_BYTES and value[0] == PACKED:
+                    pack = unpack_packed(value)[2]
+                    if pack in packs:  # else the blob is missing, as all in that pack are
+                        self._report.blobs += 1
+                        named[pack] += _fingerprint(key)
+                else:
+                    self._report.blobs += 1
+                    self._check_file(key, value)
+        doubtful = {pack for pack in named if named[pack] != sound.get(pack)}
         if doubtful:
             self._check_packed(doubtful)
         self._check_records()
@@ -178,10 +181,14 @@ class _Check:
         for rows in self._slices(table):
             yield from rows
 
-    def _scan_pack(self, pack: int, length: int) -> int:
-        """How many rows of the index lead to a sound blob in this pack.
+    def _packs(self) -> frozenset[int]:
+        """The packs whose entries count, as of now."""
+        return self._index.look_up([])[1].all
 
-        Damage is a problem only if a row leads to it; that shows when the rows are counted.
+    def _scan_pack(self, pack: int, length: int) -> int:
+        """Which rows of the index lead to a sound blob in this pack: the sum of their fingerprints.
+
+        Damage is a problem only if a row leads to it; that shows when all rows are summed up in the same way.
         """
         path = self._layout.packs / pack_name(pack)
         sound = 0
@@ -200,23 +207,24 @@ class _Check:
                 elif found.kind == KIND_BLOB:
                     group.append(found)
                     if len(group) == 1000:
-                        sound += self._count_named(pack, group)
+                        sound += self._sum_named(pack, group)
                         group = []
         except FileNotFoundError:
-            if length:
+            if length and pack in self._packs():
                 self._report.remark(f"{path} is missing")
-        return sound + self._count_named(pack, group)
+        return sound + self._sum_named(pack, group)
 
-    def _count_named(self, pack: int, entries: list[Entry]) -> int:
-        values, _ = self._index.look_up([bytes([entry.function]) + entry.hash for entry in entries])
-        count = 0
-        for entry, value in zip(entries, values, strict=True):
+    def _sum_named(self, pack: int, entries: list[Entry]) -> int:
+        keys = [bytes([entry.function]) + entry.hash for entry in entries]
+        values, _ = self._index.look_up(keys)
+        total = 0
+        for entry, key, value in zip(entries, keys, values, strict=True):
             if value is not None and len(value) == PACKED_BYTES and value[0] == PACKED:
                 _, size, there, stored, offset = unpack_packed(value)
                 if (there, offset, stored, size) == (pack, entry.offset, entry.stored, entry.stored):
-                    count += 1
+                    total += _fingerprint(key)
                     self._report.content_bytes += size
-        return count
+        return total
 
     def _check_packed(self, packs: set[int]) -> None:
         """Find the rows that do not lead to a sound blob, in packs where some do not."""
@@ -229,23 +237,24 @@ class _Check:
             place = Place(pack, offset, stored)
             digest = Digest(key, size)
             reason = self._trouble(digest, place)
-            if reason is not None:
+            if reason is not None and self._index.look_up([key])[0] == [value] and pack in self._packs():
                 self._report.problem(f"blob {digest} is damaged: {reason}")
                 if self._repair:
                     self._wait(self._quarantine.packed(digest, value, place, reason))
 
     def _trouble(self, digest: Digest, place: Place) -> str | None:
         try:
-            fd = os.open(self._layout.packs / pack_name(place.pack), os.O_RDONLY)
-        except FileNotFoundError as error:
-            return str(error)
+            content = self._read(place, KIND_BLOB, digest.key[0], digest.hash)
+        except (DamagedEntry, OSError) as error:
+            return _why(error)
+        return None if digest.matches(content) else "the content has another hash"
+
+    def _read(self, place: Place, kind: int, function: int, hash: bytes) -> bytes:
+        fd = os.open(self._layout.packs / pack_name(place.pack), os.O_RDONLY)
         try:
-            content = read_entry(fd, place, KIND_BLOB, digest.key[0], digest.hash)
-        except DamagedEntry as error:
-            return str(error)
+            return read_entry(fd, place, kind, function, hash)
         finally:
             os.close(fd)
-        return None if digest.matches(content) else "the content has another hash"
 
     def _check_file(self, key: bytes, value: bytes) -> None:
         row = FileRow.decode(value)
@@ -257,45 +266,59 @@ class _Check:
             path = FileName.of_row(key, row).below(self._layout.blobs)
             try:
                 sound, there = content_of_file(path, self._progress)
-                if not sound or there is None or (there.size, there.checksums) != (row.size, row.checksums):
+                if not sound or there is None:
                     reason = f"{path} does not hold what its name says"
+                elif (there.size, there.checksums) != (row.size, row.checksums):
+                    reason = f"{path} is not what its row in the index says"
             except OSError as error:
-                if not disk.is_lost(error):
-                    raise
-                reason = str(error)
+                reason = _why(error)
         if reason is None:
             self._report.content_bytes += digest.size
-        elif self._index.look_up([key])[0] == [value]:  # else it was replaced or removed while we looked
+            return
+        (now,), _ = self._index.look_up([key])
+        if now is not None and (now == value or _serial(now) == _serial(value) is not None):
             self._report.problem(f"blob {digest} is damaged: {reason}")
             if self._repair:
-                self._wait(self._quarantine.filed(digest, value, reason))
+                self._wait(self._quarantine.filed(digest, now, reason))
+        # Else it was replaced or removed while we looked.
 
     def _check_records(self) -> None:
         for rows in self._slices("records"):
-            damaged = self._damaged_records(rows)
+            damaged = self._damaged_records(rows, self._packs())
             if damaged and self._repair:
                 names = self._names_of(set(damaged))
                 for record, (row, reason) in damaged.items():
                     self._wait(self._quarantine.record(record, names.get(record), row, reason))
         names_count, records = self._index.count_names()
         if names_count != records:
-            self._report.problem(f"the index lists {names_count} names of {records} records")
+            self._report.problem(
+                f"the index lists {names_count} names of {records} records: "
+                "'artifactserver fsck --rebuild-index' mends that"
+            )
 
-    def _damaged_records(self, rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, tuple[RecordRow, str]]:
+    def _damaged_records(
+        self, rows: Iterable[tuple[bytes, bytes]], packs: frozenset[int]
+    ) -> dict[bytes, tuple[RecordRow, str]]:
         """Of some rows of ``records`` those that do not lead to a change, and why, by record."""
         damaged = {}
         for record, value in rows:
             row = RecordRow.decode(value)
             if row is None:
-                self._report.problem(f"the index row of record {record.hex()} is damaged")
+                self._report.problem(
+                    f"the index row of record {record.hex()} is damaged: 'artifactserver fsck --rebuild-index' mends it"
+                )
+                continue
+            if row.place.pack not in packs:  # the record is gone, as all in that pack are
                 continue
             # The tombstones of deleted records as well: a rebuilt index would bring back what they have deleted.
             reason = self._record_trouble(record, row)
             if reason is None:
                 self._report.records += row.state == SET
-            elif self._index.look_up_record(record)[0] == row:
+                continue
+            now, table, _ = self._index.look_up_record(record)
+            if now is not None and now.place == row.place and now.place.pack in table.all:
                 self._report.problem(f"record {record.hex()} is damaged: {reason}")
-                damaged[record] = row, reason
+                damaged[record] = now, reason
         return damaged
 
     def _names_of(self, records: set[bytes]) -> dict[bytes, bytes]:
@@ -306,15 +329,9 @@ class _Check:
 
     def _record_trouble(self, record: bytes, row: RecordRow) -> str | None:
         try:
-            fd = os.open(self._layout.packs / pack_name(row.place.pack), os.O_RDONLY)
-        except FileNotFoundError as error:
-            return str(error)
-        try:
-            content = read_entry(fd, row.place, KIND_RECORD, 0, record)
-        except DamagedEntry as error:
-            return str(error)
-        finally:
-            os.close(fd)
+            content = self._read(row.place, KIND_RECORD, 0, record)
+        except (DamagedEntry, OSError) as error:
+            return _why(error)
         return None if WrittenChange.of(record, content) is not None else "it is no change of this record"
 
     def _wait(self, repair: Coroutine[Any, Any, None]) -> None:
@@ -328,7 +345,41 @@ class _Check:
             name = FileName.parse(path.name)
             if name is None or (self._layout.incoming / path.name).exists():
                 continue
-            value = self._index.look_up([name.key])[0][0]
-            row = FileRow.decode(value) if value is not None else None
-            if (row is None or row.serial != name.serial) and path.exists():
+            (value,), table = self._index.look_up([name.key])
+            if _serial(value) == name.serial or not path.exists():
+                continue
+            if not _leads_somewhere(value, table.all):
                 self._report.problem(f"{path} is not in the index: 'artifactserver fsck --rebuild-index' takes it in")
+                continue
+            # Whoever committed the later upload died before removing this one, or is about to.
+            self._report.remark(f"{path} is not needed: the same blob was uploaded again")
+            if self._repair:
+                disk.unlink(path)
+
+
+def _fingerprint(key: bytes) -> int:
+    """Sums of these tell sets of blobs apart, even if one of them has changed for another meanwhile."""
+    return int.from_bytes(key[-8:], "big")
+
+
+def _serial(value: bytes | None) -> int | None:
+    """The serial of the file that a row of ``blobs`` names, if it names one."""
+    row = FileRow.decode(value) if value is not None else None
+    return row.serial if row is not None else None
+
+
+def _leads_somewhere(value: bytes | None, packs: frozenset[int]) -> bool:
+    """Whether a row of ``blobs`` says where the blob is."""
+    if value is not None and len(value) == PACKED_BYTES and value[0] == PACKED:
+        return unpack_packed(value)[2] in packs
+    return _serial(value) is not None
+
+
+def _why(error: DamagedEntry | OSError) -> str:
+    """What is wrong with content that could not be read.
+
+    :raises OSError: the error, if it says something about this process rather than about the content.
+    """
+    if isinstance(error, OSError) and not disk.is_lost(error):
+        raise error
+    return str(error)

@@ -145,9 +145,15 @@ class Layout:
             )
         return match[2]
 
-    def check_writable(self) -> None:
-        """:raises RepositoryProblem: if some part of the repository is missing or cannot be written."""
+    def check_writable(self, but: str = "") -> None:
+        """Look whether every part is there, and can be written.
+
+        :param but: a part that need not be there.
+        :raises RepositoryProblem: if one is not.
+        """
         for name in _DIRECTORIES:
+            if name == but:
+                continue
             path = self.root / name
             if not path.is_dir():
                 raise RepositoryProblem(

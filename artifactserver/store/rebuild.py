@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,17 @@ from artifactserver.store.interface import StoreError
 from artifactserver.store.layout import Layout, RepositoryProblem
 from artifactserver.store.packs import KIND_BLOB, Place, entry_bytes, pack_ids, pack_name
 from artifactserver.store.records import WrittenChange
-from artifactserver.store.rows import DELETED, SEALED, SET, PackRow, RecordRow, encode_packed, name_row
+from artifactserver.store.rows import (
+    DELETED,
+    PACKED,
+    SEALED,
+    SET,
+    PackRow,
+    RecordRow,
+    encode_packed,
+    name_row,
+    unpack_packed,
+)
 from artifactserver.store.scan import Damage, Entry, scan
 
 #: Entries that go into one transaction.
@@ -36,6 +47,7 @@ def rebuild_index(path: Path, progress: Progress, now: Callable[[], float]) -> R
     """
     layout = Layout(path)
     identity = layout.identity()
+    layout.check_writable(but="index")
     lock = layout.lock(exclusive=True)
     try:
         new = path / "index.new"
@@ -47,7 +59,8 @@ def rebuild_index(path: Path, progress: Progress, now: Callable[[], float]) -> R
             report = _Rebuild(layout, index, progress, now).run()
             disk.sync_directory(new)
             if layout.index.exists():
-                os.rename(layout.index, layout.quarantine / f"index.{time.strftime('%Y%m%dT%H%M%S')}.{os.getpid()}")
+                aside = f"index.{time.strftime('%Y%m%dT%H%M%S')}.{uuid.uuid4().hex}"
+                os.rename(layout.index, layout.quarantine / aside)
             os.rename(new, layout.index)
             disk.sync_directory(path)
             _clear_away(layout, index)
@@ -87,7 +100,17 @@ class _Rebuild:
             changes.set_counter(b"epoch", self._now)  # no row has a walk of this epoch yet
         counters = self._index.counters()
         self._report.blobs = counters["blobs"]
+        self._report.content_bytes = counters["file_bytes"] + self._packed_bytes()
         return self._report
+
+    def _packed_bytes(self) -> int:
+        """Bytes of the blobs in packs, each counted once."""
+        total = 0
+        after = b""
+        while rows := self._index.rows("blobs", after):
+            total += sum(unpack_packed(value)[1] for _, value in rows if value[0] == PACKED)
+            after = rows[-1][0]
+        return total
 
     def _take_pack(self, pack: int) -> None:
         path = self._layout.packs / pack_name(pack)
@@ -121,7 +144,6 @@ class _Rebuild:
                 if entry.kind == KIND_BLOB:
                     row = encode_packed(entry.stored, pack, entry.stored, entry.offset)
                     rows.append((bytes([entry.function]) + entry.hash, row))
-                    self._report.content_bytes += entry.stored
                 else:
                     self._take_change(pack, entry, changes)
             changes.put_packed(rows)
@@ -147,13 +169,17 @@ class _Rebuild:
 
     def _take_file(self, path: Path) -> None:
         name = FileName.parse(path.name)
-        sound, row = content_of_file(path, self._progress)
+        try:
+            sound, row = content_of_file(path, self._progress)
+        except OSError as error:
+            if not disk.is_lost(error):
+                raise
+            sound, row = False, None
         if name is None or row is None or not sound:
             self._report.problem(f"{path} does not hold what its name says: it goes to quarantine")
             return
         with self._index.change() as changes:
             changes.put_file(name.key, row)
-        self._report.content_bytes += row.size
 
 
 def _clear_away(layout: Layout, index: Index) -> None:
