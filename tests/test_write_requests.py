@@ -70,6 +70,12 @@ class DecodeTests(SynchronousTestCase):
         """Junk is refused, or read as protobuf reads it."""
         self.assertEqual(fields(junk), reference(junk))
 
+    def test_long_lengths(self) -> None:
+        """A length that is spelled in more bytes than it needs is read, or refused, as protobuf does."""
+        for zeros in range(12):
+            message = b"\x52" + (b"\x83" + b"\x80" * zeros + b"\x00" if zeros else b"\x03") + b"abc"
+            self.assertEqual(fields(message), reference(message), zeros)
+
     def test_many_fields(self) -> None:
         """A message of millions of tiny fields is left to protobuf after a few, and means what it says."""
         looked_at: list[int] = []

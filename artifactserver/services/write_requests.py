@@ -22,6 +22,9 @@ _VARINT_TAGS = (0x10, 0x18)  # write_offset, finish_write
 _NAME_TAG = 0x0A
 _DATA_TAG = 0x52
 
+#: The most bytes that protobuf reads as a length; what it refuses is for it to refuse.
+_LENGTH_BYTES = 5
+
 
 @dataclass(frozen=True, slots=True)
 class LargeWrite:
@@ -55,7 +58,8 @@ def _data_field(message: bytes) -> tuple[int, int] | None:
         tag = message[position]
         value, after = _varint(message, position + 1)
         if tag == _DATA_TAG:
-            return (position, after) if after + value == len(message) else None
+            whole = after + value == len(message) and after - position <= 1 + _LENGTH_BYTES
+            return (position, after) if whole else None
         if tag == _NAME_TAG:
             position = after + value
         elif tag in _VARINT_TAGS:
