@@ -496,6 +496,17 @@ class BackpressureTests(SynchronousTestCase):
         line.send(window_update(0, 2**30))
         self.assertEqual(set(line.statuses()), set(calls))
 
+    def test_room_for_the_largest_message(self) -> None:
+        """What is kept back of a stream's window while small messages come never lacks for a large one."""
+        line = Wire(Limits(message_bytes=1000, stream_window=1000 + 5))
+        line.call(1, "Up", b"small", b"small", end=False)
+        room = 1000 + 5
+        for each in line.frames():
+            self.assertEqual((each.kind, each.stream), (wire.WINDOW_UPDATE, 1))
+            room += each.number
+        room -= 2 * len(value(b"small"))
+        self.assertEqual(room, 1000 + 5)
+
     def test_window_returns_after_an_end(self) -> None:
         """However calls end, the window of the connection is whole again."""
         line = Wire(Limits(connection_window=100_000, stream_window=90_000, message_bytes=80_000))

@@ -8,7 +8,7 @@ from artifactserver.rpc.http2 import frames
 from artifactserver.rpc.http2.errors import ConnectionFault, ErrorCode, StreamFault
 from artifactserver.rpc.http2.events import DataReceived, Event
 from artifactserver.rpc.http2.frames import END_STREAM, PADDED
-from artifactserver.rpc.http2.limits import Limits
+from artifactserver.rpc.http2.limits import MESSAGE_PREFIX, Limits
 from artifactserver.rpc.http2.rates import Allowance
 from artifactserver.rpc.http2.reading import FrameReader
 from artifactserver.rpc.http2.sending import Sender
@@ -43,7 +43,8 @@ class BodyReader(FrameReader):
         self._window = ReceiveWindow(limits.connection_window)
         # Until the peer has acknowledged our SETTINGS, it may rely on what holds without them.
         self._stream_window = max(limits.stream_window, frames.DEFAULT_WINDOW)
-        self._stream_step = limits.stream_window // 4
+        # What is kept back meanwhile has to leave room for the largest message, since a handler waits for all of it.
+        self._stream_step = min(limits.stream_window // 4, limits.stream_window - limits.message_bytes - MESSAGE_PREFIX)
         self._chores = Allowance(limits.chores_per_second, limits.chores_burst)
         # The DATA frame that flows; without a stream it is thrown away.
         self._data_stream: Stream | None = None

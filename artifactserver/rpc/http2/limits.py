@@ -14,6 +14,8 @@ MiB = 1024 * KiB
 BATCH_PAYLOAD = 4 * MiB
 #: What a message may need besides its payload: digests, resource names, field headers.
 ENVELOPE = 1 * MiB
+#: What precedes every message of gRPC: a flag and a length.
+MESSAGE_PREFIX = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,7 @@ class Limits:
     close_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.stream_window < self.message_bytes + 5:
+        if self.stream_window < self.message_bytes + MESSAGE_PREFIX:
             # The window of a stream is given back message by message, so the largest one has to fit.
             raise ValueError("stream_window must have room for one message and its prefix of 5 bytes")
         if not 16 * KiB <= self.frame_bytes < 16 * MiB:
