@@ -19,6 +19,7 @@ from benchmarks.certificates import Identity
 OURS = "artifactserver"
 CASD = "buildbox-casd"
 BST16 = "bst-artifact-server 1.6"
+GRPCIO = "grpcio"
 
 _TWISTD = ("-c", "import sys; from twisted.scripts.twistd import run; sys.exit(run())")
 _ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,16 @@ def bst_artifact_server(program: str, tls: Identity | None = None) -> Kind:
     return Kind(
         BST16,
         lambda port, repo: [found, "--port", str(port), *_tls_options(tls), "--enable-push", str(repo)],
+        tls,
+    )
+
+
+def grpcio(tls: Identity | None = None) -> Kind:
+    """A server of the grpc library for Python that knows nothing but five answers."""
+    files = [] if tls is None else [str(tls.key), str(tls.certificate)]
+    return Kind(
+        GRPCIO,
+        lambda port, repo: [sys.executable, "-m", "benchmarks.grpcio_server", str(port), *files],
         tls,
     )
 
