@@ -15,6 +15,7 @@ from benchmarks import servers
 from benchmarks.client import Wrong
 from benchmarks.comparison import compare
 from benchmarks.connections import connections
+from benchmarks.fairness import fairness
 from benchmarks.growth import growth
 from benchmarks.install import install
 from benchmarks.session import Session
@@ -72,6 +73,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     comparing = add("compare", compare, "work per CPU second, beside the other servers and over TLS", 1.0, 5)
     comparing.add_argument("--only", default="", metavar="WORDS", help="only the cases with these words in their title")
     add("connections", connections, "new connections, in clear text and over TLS", 1.0, 3)
+    add("fairness", fairness, "small calls beside a slow reader and a writer", 6.0, 2)
     grow = add("growth", growth, "what a store's size costs", 1.5)
     grow.add_argument("--blobs", type=int, nargs="+", default=[10_000, 1_000_000], help="(default: 10000 1000000)")
     grow.add_argument("--size", type=int, default=100, help="bytes of each blob (default: 100)")
