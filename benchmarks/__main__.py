@@ -18,6 +18,7 @@ from benchmarks.connections import connections
 from benchmarks.fairness import fairness
 from benchmarks.growth import growth
 from benchmarks.install import install
+from benchmarks.reactor import reactor
 from benchmarks.session import Session
 
 
@@ -74,6 +75,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     comparing.add_argument("--only", default="", metavar="WORDS", help="only the cases with these words in their title")
     add("connections", connections, "new connections, in clear text and over TLS", 1.0, 3)
     add("fairness", fairness, "small calls beside a slow reader and a writer", 6.0, 2)
+    add("reactor", reactor, "what holds the reactor, and for how long", 1.0)
     grow = add("growth", growth, "what a store's size costs", 1.5)
     grow.add_argument("--blobs", type=int, nargs="+", default=[10_000, 1_000_000], help="(default: 10000 1000000)")
     grow.add_argument("--size", type=int, default=100, help="bytes of each blob (default: 100)")

@@ -42,12 +42,16 @@ class Kind:
     tls: Identity | None = None
 
 
-def ours(tls: Identity | None = None) -> Kind:
-    """This server, from the environment that runs the benchmark."""
+def ours(tls: Identity | None = None, watch: bool = False) -> Kind:
+    """This server, from the environment that runs the benchmark.
+
+    :param watch: under `benchmarks.watched`, which writes ``turns`` into the directory that the server runs in.
+    """
+    program = ("-m", "benchmarks.watched", "turns") if watch else _TWISTD
 
     def command(port: int, repo: Path) -> list[str]:
         listen = ["-n", "--pidfile=", "artifactserver", "--port", str(port), *_tls_options(tls)]
-        return [sys.executable, *_TWISTD, *listen, "--enable-push", str(repo)]
+        return [sys.executable, *program, *listen, "--enable-push", str(repo)]
 
     return Kind(OURS if tls is None else f"{OURS}, TLS", command, tls)
 
