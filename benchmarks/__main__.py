@@ -15,6 +15,7 @@ from benchmarks import servers
 from benchmarks.client import Wrong
 from benchmarks.comparison import compare
 from benchmarks.connections import connections
+from benchmarks.everything import everything
 from benchmarks.fairness import fairness
 from benchmarks.growth import growth
 from benchmarks.install import install
@@ -71,6 +72,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             )
         return added
 
+    whole = add("all", everything, "all of the following, with their defaults")
+    whole.add_argument("--tables", type=Path, metavar="DIR", help="write the tables of each into a file in here")
+    whole.set_defaults(parse=parser.parse_args)
     comparing = add("compare", compare, "work per CPU second, beside the other servers and over TLS", 1.0, 5)
     comparing.add_argument("--only", default="", metavar="WORDS", help="only the cases with these words in their title")
     add("connections", connections, "new connections, in clear text and over TLS", 1.0, 3)
