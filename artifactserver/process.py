@@ -15,8 +15,9 @@ KEPT_BYTES = 32 * 1024 * 1024
 #: Free memory at the end of the heap that is kept before any is given back.
 KEPT_AT_END_BYTES = 64 * 1024 * 1024
 
-#: New objects between two looks for cycles.  Calls make objects by the thousand, and none of them in cycles.
-OBJECTS_BETWEEN_COLLECTIONS = 20_000
+#: New objects between two looks for cycles.  Calls make objects by the thousand, and none of them in cycles, but
+#: connections leave some.  A look holds everybody up for 0.6 ms per thousand.
+OBJECTS_BETWEEN_COLLECTIONS = 2_000
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
