@@ -25,8 +25,8 @@ MAX_DIRECTORY_BYTES = 32 * 1024 * 1024
 #: How deep folders may be nested.
 MAX_DEPTH = 1_000
 
-#: Digests looked up, and bytes of ``Directory`` messages read, before the reactor gets a turn.
-SLICE_DIGESTS = 2_000
+#: Digests looked up, and bytes of ``Directory`` messages read, before the reactor gets a turn: some milliseconds.
+SLICE_DIGESTS = 500
 SLICE_BYTES = 512 * 1024
 
 
