@@ -518,7 +518,7 @@ class SliceTests(TestCase):
 
         store = MemoryStore(lambda: 0.0)
         service = ContentAddressableStorage(store, CountedTurns(reactor))
-        service.slice = 10
+        service.slice = service.read_slice = 10
         call = Call(Caller("test"), {})
         contents = [b"%d" % number for number in range(100)]
         digests = list(map(Digest.of, contents))
@@ -531,3 +531,8 @@ class SliceTests(TestCase):
         read = reapi.BatchReadBlobsResponse.FromString(await service.BatchReadBlobs(read_request(*digests), call))
         self.assertEqual([each.data for each in read.responses], contents[:50] + [b""] * 50)
         self.assertEqual(turns, 9)
+        turns = 0
+        service.read_slice, service.read_slice_bytes = 100, 50  # The first ten have a byte each, the others two.
+        read = reapi.BatchReadBlobsResponse.FromString(await service.BatchReadBlobs(read_request(*digests), call))
+        self.assertEqual([each.data for each in read.responses], contents[:50] + [b""] * 50)
+        self.assertEqual(turns, 3)

@@ -7,7 +7,7 @@ written by `artifactserver.services.encoding`; no object is made for a single di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from artifactserver.proto import remote_execution_pb2 as reapi
@@ -29,8 +29,12 @@ from artifactserver.store.interface import Blob, BlobMissing, NoRoom, Store, Sto
 #: take 15 % longer than without any round trip, 4 MiB 8 %.
 MAX_BATCH_TOTAL_SIZE = 2 * 1024 * 1024
 
-#: Digests, or blobs, that are worked on before others get their turn: some milliseconds.
+#: Digests, or blobs to be stored, that are worked on before others get their turn: some milliseconds.
 SLICE = 2_000
+
+#: Blobs that are read before others get their turn, and their bytes: some milliseconds as well.
+READ_SLICE = 500
+READ_SLICE_BYTES = 1024 * 1024
 
 
 class ContentAddressableStorage:
@@ -41,6 +45,8 @@ class ContentAddressableStorage:
 
     max_batch_total_size = MAX_BATCH_TOTAL_SIZE
     slice = SLICE
+    read_slice = READ_SLICE
+    read_slice_bytes = READ_SLICE_BYTES
 
     def __init__(self, store: Store, turns: Turns) -> None:
         self._store = store
@@ -51,15 +57,21 @@ class ContentAddressableStorage:
         check_instance(request.instance_name)
         check_function(request.digest_function)
         check_count(len(request.blob_digests))
-        named = list(request.blob_digests)
-        hashes = [message.hash for message in named]
-        sizes = [message.size_bytes for message in named]
+        named = request.blob_digests
+        hashes: list[str] = []
+        sizes: list[int] = []
+        for start in range(0, len(named), self.slice):
+            if start:
+                await self._turns.give_way()
+            part = named[start : start + self.slice]
+            hashes += [message.hash for message in part]
+            sizes += [message.size_bytes for message in part]
         missing: Sequence[int]
-        if len(named) <= self.slice:
+        if len(hashes) <= self.slice:
             missing = await self._store.find_missing(Digests.parse(hashes, sizes))
         else:
             missing = await self._find_missing_in_slices(hashes, sizes)
-        if missing and len(missing) == len(named):
+        if missing and len(missing) == len(hashes):
             # The list has the same field number in the request, so what is left of it is the answer.
             request.ClearField("instance_name")
             request.ClearField("digest_function")
@@ -127,10 +139,9 @@ class ContentAddressableStorage:
         digests = columns.digests
         self._check_total(sum(digests.sizes))
         parts: list[bytes] = []
-        for start in range(0, len(digests), self.slice):
+        for start, end in _slices(digests.sizes, self.read_slice, self.read_slice_bytes):
             if start:
                 await self._turns.give_way()
-            end = start + self.slice
             asked = digests[start:end]
             contents = await self._store.read_many(asked)
             for hash, size, content in zip(columns.hashes[start:end], asked.sizes, contents, strict=True):
@@ -147,6 +158,18 @@ class ContentAddressableStorage:
                 Code.INVALID_ARGUMENT,
                 f"{total} bytes are too many for one batch: at most {self.max_batch_total_size} are",
             )
+
+
+def _slices(sizes: Sequence[int], most: int, most_bytes: int) -> Iterator[tuple[int, int]]:
+    """Where to cut a column of blobs of these sizes, so that each part has not too many and not too much."""
+    start = total = 0
+    for position, size in enumerate(sizes):
+        if position > start and (position - start == most or total + size > most_bytes):
+            yield start, position
+            start, total = position, 0
+        total += size
+    if sizes:
+        yield start, len(sizes)
 
 
 def _with_faults(
