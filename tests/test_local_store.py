@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 import shutil
 import threading
 import time
+from pathlib import Path
 from typing import Any, cast
 from unittest import SkipTest, mock
 
@@ -53,6 +56,18 @@ class NoProgress:
 
     def advance(self, count: int) -> None:
         """As `artifactserver.store.fsck.Progress`."""
+
+
+def share_in_memory(path: Path) -> float:
+    """How much of a file the page cache holds."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        whole = (ctypes.c_char * len(mapped)).from_buffer(mapped)
+        failed = ctypes.CDLL(None).mincore(whole, ctypes.c_size_t(len(mapped)), pages)
+        del whole  # It keeps the mapping open.
+    if failed:
+        raise SkipTest("this system does not tell what is in memory")
+    return sum(page & 1 for page in pages) / len(pages)
 
 
 class LocalStoreContractTests(StoreContract, LocalStoreTestCase):
@@ -238,6 +253,25 @@ class LookUpTests(LocalStoreTestCase):
         self.assertEqual(len(rows), 1000)
         self.assertEqual(len({id(row) for row in rows}), 1)
         self.assertEqual(await store.find_missing(Digests.of([each.digest] * 1000)), [])
+
+    async def test_index_in_memory(self) -> None:
+        """Soon after a start all of the index is in memory, so that nobody waits for the disk to look things up."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        with store._index.change() as changes:
+            changes.put_packed([(b"\1" + os.urandom(32), encode_packed(9, 1, 9, 0)) for _ in range(100_000)])
+        await self.close_store(store)
+        index = path / "index" / "data.mdb"
+        with index.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if share_in_memory(index) > 0.5:
+            raise SkipTest("this file system forgets nothing")
+        await self.open_store(path)
+        for _ in range(500):
+            if share_in_memory(index) == 1:
+                return
+            await deferLater(reactor, 0.01)
+        self.fail(f"{share_in_memory(index):.0%} of the index are in memory")
 
 
 class RetirementTests(LocalStoreTestCase):

@@ -7,7 +7,7 @@ committer's thread alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,10 @@ _log = Logger()
 MAP_BYTES = 64 * 1024**3
 #: With less free space than this, in bytes, a failed write of the index is put down to that.
 FULL_BYTES = 1024 * 1024
+#: How much of the index a start brings into memory, in bytes: all of it for some ten million blobs.
+WARM_BYTES = 1024**3
+#: And how much of it at once.
+WARM_PIECE = 1024 * 1024
 #: Read transactions that all processes together can have open.
 READERS = 1024
 
@@ -263,6 +267,19 @@ class Index:
 
     def close(self) -> None:
         self._env.close()
+
+    def warm(self, go_on: Callable[[], bool]) -> None:
+        """Bring the index into memory, unless it is there.  It waits for the disk, so it belongs into a thread.
+
+        Look-ups happen in the reactor's thread; a thousand of them would wait for a thousand pages, one by one.
+
+        :param go_on: whether there is still a reason to.
+        """
+        piece = bytearray(WARM_PIECE)
+        with open(self._path / "data.mdb", "rb", buffering=0) as file:
+            for _ in range(0, WARM_BYTES, WARM_PIECE):
+                if not go_on() or not file.readinto(piece):
+                    return
 
     def clear_dead_readers(self) -> int:
         """Free the reader slots of processes that died; how many there were."""

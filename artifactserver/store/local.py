@@ -107,6 +107,7 @@ class LocalStore:
         self._cannot_reserve = False
         self._passing: set[bytes] = set()
         self._turns = DeferredSemaphore(BATCHED_UPLOADS)
+        self._stopping = False
         self._pool = ThreadPool(minthreads=1, maxthreads=DISK_THREADS, name="disk")
 
     def start(self) -> None:
@@ -133,10 +134,12 @@ class LocalStore:
         )
         self._reading = Reading(layout, self._index, self._in_thread, self._quarantine)
         self._pool.start()
+        self._pool.callInThread(self._index.warm, lambda: not self._stopping)
         self._committer.start()
 
     async def stop(self) -> None:
         """Finish what was handed in, clear away what has not come to its end, and let go of everything."""
+        self._stopping = True
         left = await self._uploads.end(self._reactor, STOP_SECONDS)
         if left:
             self._log.warn("{count} uploads are left for the next start to clear away", count=left)
