@@ -18,6 +18,7 @@ from artifactserver.rpc.http2 import (
     Limits,
     RequestReceived,
     RequestRefused,
+    blocks,
 )
 from artifactserver.rpc.http2.rates import Allowance
 from artifactserver.rpc.ledger import Ledger
@@ -101,6 +102,7 @@ class EngineLimitTests(SynchronousTestCase):
         """Neither does one with headers of a size that few have, whatever they grow to and however they come."""
         encoder = Encoder()
         first = encoder.encode([*REQUEST, ("x", "y" * 3000)])
+        self.patch(blocks, "BEGINNINGS_BYTES", 10_000)
         line = Wire(Limits(header_cache_bytes=10_000))
         line.send(frame(wire.HEADERS, 5, 1, first))
         tracemalloc.start()
