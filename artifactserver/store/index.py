@@ -129,9 +129,9 @@ class Changes:
         if row is not None and used > row.used and self.blob(key) == value:
             self.put_file(key, replace(row, used=used))
 
-    def remove_blob(self, key: bytes, value: bytes) -> bool:
+    def remove_blob(self, key: bytes, value: bytes | None) -> bool:
         """Remove a blob's row if it is still ``value``, and let everybody know that something is missing now."""
-        if self.blob(key) != value:
+        if value is None or self.blob(key) != value:
             return False
         self._take_out(key, value)
         self.count(b"epoch")
