@@ -183,6 +183,8 @@ class Exchange:
             self._finished(stop.value)
         except Exception as error:
             self._failed(error)
+            # Its traceback knows the frames of those who brought the failure, down to the transport, and they know it.
+            error.__traceback__ = None
         else:
             if not self.over:
                 deadline = self._call.deadline
