@@ -14,6 +14,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactserver.rpc.exchange import Exchange
+from artifactserver.rpc.expansions import Expansions
 from artifactserver.rpc.http2 import ErrorCode, Limits
 from artifactserver.rpc.protocol import CALL_BYTES, UNSENT_BYTES
 from artifactserver.rpc.streaming import MESSAGE_BYTES
@@ -86,12 +87,55 @@ class RequestTests(SynchronousTestCase):
         for number in range(1, 41, 2):
             line.call(number, "Unary", end=False, grpc_encoding="gzip")
             line.send(frame(wire.DATA, 1, number, bomb(60_000)))
+        line.clock.pump([0] * 5)
         self.assertEqual([size for size, _ in self.slow.waiting], [60_000, 60_000])
         self.assertGreater(line.protocol.held, 120_000)
         self.assertLess(line.protocol.held, 120_000 + 18 * 200)
         while self.slow.waiting:
             self.slow.finish()
+            line.clock.advance(0)
         self.assertEqual(len(line.statuses()), 20)
+
+    def test_one_bomb_at_a_time(self) -> None:
+        """Of messages that have to be decompressed one is taken in each turn of the reactor, on each connection."""
+        line = Wire(implementation=self.slow)
+        go_on = line.protocol.flush
+        taken = []
+
+        def turn() -> None:
+            before = len(self.slow.waiting)
+            go_on()
+            taken.append(len(self.slow.waiting) - before)
+
+        line.protocol.expansions = Expansions(line.clock, turn)
+        calls = [line.request(number, "Unary", end=False, grpc_encoding="gzip") for number in (1, 3, 5)]
+        line.send(*calls, *[frame(wire.DATA, 1, number, bomb(1000)) for number in (1, 3, 5)])
+        other = Wire(factory=line.factory)
+        other.call(1, "Unary", b"hello")
+        self.assertEqual(len(self.slow.waiting), 2)
+        line.clock.advance(0)
+        self.assertEqual(taken, [1, 1, 0])
+
+    def test_one_bomb_at_a_time_in_a_stream(self) -> None:
+        """So it is within one call; while it waits, it may be given up."""
+
+        class Greedy:
+            async def Up(self, requests: AsyncIterator[BytesValue], call: Any) -> BytesValue:
+                async for request in requests:
+                    taken.append(len(request.value))
+                return BytesValue()
+
+        taken: list[int] = []
+        line = Wire(implementation=Greedy())
+        for number in (1, 3):
+            line.call(number, "Up", end=False, grpc_encoding="gzip")
+            line.send(frame(wire.DATA, 1, number, bomb(1000) * 3))
+        self.assertEqual(taken, [1000])
+        line.send(frame(wire.RST_STREAM, 0, 1, bytes(4)))
+        line.clock.advance(0)
+        self.assertEqual(taken, [1000] * 4)
+        self.assertEqual(list(line.statuses()), [3])
+        self.assertEqual(line.factory.ledger.held, 0)
 
     def test_waiting_calls_take_window(self) -> None:
         """Calls that wait their turn use up the connection's window: a client with many is slowed, and loses none."""
@@ -137,6 +181,7 @@ class RequestTests(SynchronousTestCase):
         self.assertGreater(line.protocol.held, 100_000)
         self.assertLess(line.protocol.held, 101_000)
         for _ in range(3):
+            line.clock.advance(0)
             self.slow.finish()
         self.assertEqual(line.protocol.held, 0)
 

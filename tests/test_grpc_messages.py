@@ -32,6 +32,7 @@ class SizeTests(GrpcTestCase):
             end = start + 2**20 >= len(whole)
             if self.number in self.wire.protocol.engine.streams:
                 self.wire.send(frame(wire.DATA, int(end), self.number, whole[start : start + 2**20]))
+        self.wire.clock.advance(0)
 
     def test_payload_and_envelope(self) -> None:
         """A payload of 4 MiB is taken, with all the names and digests that come with it, up to 5 MiB in all."""

@@ -38,6 +38,8 @@ class GrpcTestCase(SynchronousTestCase):
         self.number += 2
         body = b"".join(bodies)
         self.wire.send(wire.request(self.number, fields=fields), frame(wire.DATA, int(end), self.number, body))
+        # A message that has to be decompressed may wait for the next turn of the reactor.
+        self.wire.clock.pump([0] * 5)
         return self.number
 
     def answer(self) -> tuple[list[dict[str, str]], bytes]:

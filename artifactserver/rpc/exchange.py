@@ -23,6 +23,7 @@ from artifactserver.access import Caller
 from artifactserver.rpc import answers
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.dispatch import Call, Response
+from artifactserver.rpc.expansions import Expansions
 from artifactserver.rpc.http2 import Connection, ErrorCode, Limits, Stream
 from artifactserver.rpc.messages import BadMessage, Message, MessageReader, prefix, whole_message
 from artifactserver.rpc.requests import Wanted
@@ -45,6 +46,7 @@ class Carrier(Protocol):
     limits: Limits
     held: int
     working: int
+    expansions: Expansions
 
     def flush(self) -> None:
         """Write what may be written, unless that will happen anyway before the reactor turns."""
@@ -134,7 +136,11 @@ class Exchange:
     def _parse(self, message: Message) -> Any:
         method = self._wanted.method
         try:
-            content = message if type(message) is bytes else message.expand()  # type: ignore[union-attr]
+            if isinstance(message, bytes):
+                content = message
+            else:
+                self._carrier.expansions.take()
+                content = message.expand()
             self._taken = len(content)
             return method.decode(content)
         except BadMessage as error:

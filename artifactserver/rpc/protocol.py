@@ -18,6 +18,7 @@ from zope.interface import implementer
 from artifactserver.rpc import answers
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.exchange import Exchange
+from artifactserver.rpc.expansions import Expansions
 from artifactserver.rpc.heartbeat import Heartbeat, Verdict
 from artifactserver.rpc.http2 import (
     Connection,
@@ -64,6 +65,7 @@ class GrpcProtocol(Protocol):
         self.engine = Connection(factory.limits, factory.beginnings)
         self.held = 0
         self.working = 0
+        self.expansions = Expansions(self.clock, self.flush)
         self._woken: list[Exchange] = []
         self._postponed: deque[Exchange] = deque()
         # While this is set, something further up will flush.
@@ -184,7 +186,8 @@ class GrpcProtocol(Protocol):
 
     def _too_much_at_once(self) -> bool:
         limits = self.limits
-        return self.engine.sender.owed > limits.owed_bytes or self.working >= limits.working_bytes
+        too_much = self.engine.sender.owed > limits.owed_bytes or self.working >= limits.working_bytes
+        return too_much or self.expansions.enough
 
     # Events
 

@@ -86,7 +86,10 @@ class StreamingExchange(Exchange):
         :raises StopAsyncIteration: at the end.
         """
         self._taken = 0
-        while not self._messages:
+        while not self._messages or self._carrier.expansions.enough:
+            if self._messages:
+                await self._carrier.expansions.next_turn()
+                continue
             if self._ended:
                 raise StopAsyncIteration
             self._hungry = True

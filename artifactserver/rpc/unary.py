@@ -14,7 +14,9 @@ class UnaryExchange(Exchange):
     """Collects the message, and lets the handler have it when the request has ended.
 
     A message is held until its call is over, though the handler has it: what many of them wait with adds up.  When
-    the messages at hand are `Limits.working_bytes`, further calls wait, and count against the connection's window.
+    the messages at hand are `Limits.working_bytes`, further calls wait, and count against the connection's window.  So
+    do those behind a message that had to be decompressed, until the reactor has turned: what was short to send may
+    take long to look at.
 
     All that arrives is given back to the connection's window at once, as the handler can do nothing without the rest:
     many calls may each need a little more, and would wait for each other.  The stream's window is never given back; it
@@ -63,7 +65,7 @@ class UnaryExchange(Exchange):
 
     def _whole(self, message: Message) -> None:
         carrier = self._carrier
-        if (carrier.engine.sender.owed or carrier.working) and carrier.postpone(self):
+        if (carrier.engine.sender.owed or carrier.working or carrier.expansions.enough) and carrier.postpone(self):
             self._message = message
             self._hold(len(message))
             self._retaken = len(message)
