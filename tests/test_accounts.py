@@ -194,6 +194,7 @@ class RequestTests(SynchronousTestCase):
                 line.send(frame(wire.DATA, 0, 1, message(b"") * 200))
             self.assertGreater(line.protocol.held, 1999 * MESSAGE_BYTES)
             line.send(*[frame(wire.DATA, 0, 1, message(b"") * 200)] * 20)
+            line.clock.advance(0)
         self.assertEqual([each.kind for each in line.frames()], [wire.RST_STREAM])
         self.assertEqual((line.protocol.held, len(events)), (0, 1))
 
@@ -209,6 +210,7 @@ class ConnectionTests(SynchronousTestCase):
             line.call(number, "Unary", b"")
         self.assertEqual(line.factory.ledger.held, 50 * CALL_BYTES)
         line.call(101, "Unary", b"")
+        line.clock.advance(0)
         resets = [each.number for each in line.frames() if each.kind == wire.RST_STREAM]
         self.assertEqual(resets, [ErrorCode.ENHANCE_YOUR_CALM])
         while slow.waiting:
@@ -243,6 +245,19 @@ class ConnectionTests(SynchronousTestCase):
         self.assertEqual(len(modest.statuses()), 1)
         cut[0].lost()
         self.assertEqual(first.factory.ledger.held, 2 * UNSENT_BYTES)
+
+    def test_nothing_begins_instead(self) -> None:
+        """Where a call is given up for any connection's sake, what waits behind it begins no sooner than it counts."""
+        first = Wire(Limits(held_bytes_in_all=200_000, owed_bytes=10_000))
+        first.echo.unary = lambda sent: bytes(60_000)
+        lines = [first, *[Wire(factory=first.factory) for _ in range(5)]]
+        for line in lines:
+            line.send(settings((4, 0)))
+            line.send(*[line.request(number, "Unary", b"") for number in range(1, 21, 2)])
+            self.assertLess(sum(each.protocol.engine.sender.owed for each in lines), 200_000)
+        for _ in range(100):
+            first.clock.advance(0)
+            self.assertLess(sum(each.protocol.engine.sender.owed for each in lines), 200_000)
 
     def test_late_answers(self) -> None:
         """Answers that are ready at some moment of their own are counted at that moment."""

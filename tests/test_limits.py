@@ -240,6 +240,7 @@ class CallLimitTests(SynchronousTestCase):
             for number, size in ((1, 30_000), (3, 50_000), (5, 30_000)):
                 line.call(number, "Unary", end=False)
                 line.send(frame(wire.DATA, 0, number, value(bytes(60_000))[:size]))
+            line.clock.advance(0)
         resets = [(each.stream, each.number) for each in line.frames() if each.kind == wire.RST_STREAM]
         self.assertEqual(resets, [(3, ErrorCode.ENHANCE_YOUR_CALM)])
         self.assertEqual(line.protocol.held, 60_000 - 10)
@@ -270,6 +271,7 @@ class CallLimitTests(SynchronousTestCase):
             greedy.call(number, "Unary", end=False)
             greedy.send(frame(wire.DATA, 0, number, value(bytes(60_000))[:30_000]))
         modest.send(modest.request(1, "Unary", b"x" * 20_000)[:-10])
+        greedy.clock.advance(0)
         self.assertEqual([each.kind for each in modest.frames()], [])
         self.assertEqual([each.kind for each in greedy.frames()], [wire.RST_STREAM])
         self.assertLessEqual(greedy.factory.ledger.held, 100_000)

@@ -300,6 +300,8 @@ class GrpcProtocol(Protocol):
             if exchange is not None and exchange.held + stream.queued + CALL_BYTES > most:
                 largest = exchange
                 most = exchange.held + stream.queued + CALL_BYTES
+        # Nothing begins in its place before this has been counted.
+        busy, self._busy = self._busy, True
         self._shedding = True
         try:
             if largest is None:
@@ -317,9 +319,12 @@ class GrpcProtocol(Protocol):
                 most=most,
             )
             largest.abandon(ErrorCode.ENHANCE_YOUR_CALM)
+            if not busy:
+                self.clock.callLater(0, self.flush)
             return most
         finally:
             self._shedding = False
+            self._busy = busy
 
     # The end
 
