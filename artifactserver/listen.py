@@ -46,6 +46,9 @@ HEAD_BYTES = 16 * 1024
 #: Of HTTP/1.1, seconds from the connection's start, or the end of the answer before, until a request's head is whole.
 HEAD_SECONDS = 60.0
 
+#: Of HTTP/1.1, bytes that are read at once: requests in a row are all answered before somebody else has a turn.
+HTTP1_READ_BYTES = 8 * 1024
+
 #: Seconds between two log lines about clients that got the kind of port wrong.
 _COMPLAINT_SECONDS = 60.0
 
@@ -199,6 +202,11 @@ class _Channel(http.HTTPChannel):
     MAX_LENGTH = LINE_BYTES
     totalHeadersSize = HEAD_BYTES
     transport: Any
+
+    def connectionMade(self) -> None:
+        # Below TLS, if there is TLS.
+        getattr(self.transport, "transport", self.transport).bufferSize = HTTP1_READ_BYTES
+        super().connectionMade()
 
     def dataReceived(self, data: bytes) -> None:
         # A transport that is being closed may still have something; one answer to it is enough.

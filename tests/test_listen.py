@@ -249,6 +249,11 @@ class NotFoundTests(SynchronousTestCase):
                 self.assertEqual(answer.count(b"HTTP/1.1"), 1)
                 self.assertTrue(transport.disconnecting)
 
+    def test_few_at_once(self) -> None:
+        """Not many requests are read at once: each costs more than the bytes that it takes."""
+        _, transport = self.talk()
+        self.assertLessEqual(transport.bufferSize, 8192)  # type: ignore[attr-defined]
+
     def test_slow_head(self) -> None:
         """A head that does not become whole ends the connection, though a byte of it comes now and then."""
         with capturedLogs() as events:
