@@ -30,6 +30,19 @@ def descriptors() -> int:
     return most if most != resource.RLIM_INFINITY else sys.maxsize
 
 
+def give_back() -> None:
+    """Return to the system what is free in the midst of the heap, all of it: to be called from time to time.
+
+    The C library does so only at the heap's end, so a minute of large messages would be seen for days.  It takes a
+    millisecond or a few, and as long again when the memory is needed once more.
+    """
+    try:
+        malloc_trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):
+        return  # Another C library, with other ways.
+    malloc_trim(0)
+
+
 def settle() -> None:
     """To be called once, when everything that stays has been made."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -191,6 +191,7 @@ class ArtifactServer(Service):
         # An exception would end the timer for good.
         with self._log.failuresHandled("while tidying up"):
             self._store.tidy()
+            process.give_back()
 
     def _take_signals(self) -> None:
         """Take a signal to end for what it is: no failure.
