@@ -23,7 +23,6 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, ITransport
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.util import switchUID
 
 from artifactserver import process
@@ -40,6 +39,7 @@ from artifactserver.store.layout import RepositoryProblem
 from artifactserver.store.local import LocalStore
 from artifactserver.store.repository import prepare
 from artifactserver.tls import TlsProblem, identity_of, server_tls
+from artifactserver.tls_transport import TlsFactory
 
 __all__ = ["Options", "makeService"]
 
@@ -104,7 +104,7 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
     health = register_all(dispatcher, store, reactor)
     port: IProtocolFactory = PortFactory(grpc, not_found_site(reactor), reactor)
     if tls is not None:
-        port = TLSMemoryBIOFactory(tls, False, port, reactor)
+        port = TlsFactory(tls, port, reactor)
     connections = most_connections(process.descriptors())
     admission = Admission(connections, int(connections * ADDRESS_SHARE))
     port = AdmittingFactory(port, admission, reactor)

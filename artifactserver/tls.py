@@ -76,9 +76,13 @@ class Bundle:
         self.authorities = [certificate for certificate in certificates if _may_sign(certificate)]
 
 
+#: OpenSSL's ``SSL_MODE_ENABLE_PARTIAL_WRITE``, which pyOpenSSL sets and has no name for.
+_PARTIAL_WRITE = 1
+
+
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTls:
-    """Makes the server's end of TLS connections, for `twisted.protocols.tls.TLSMemoryBIOFactory`.
+    """Makes the server's end of TLS connections, for `artifactserver.tls_transport.TlsFactory`.
 
     :param chain: the server's certificate, then those of the authorities between it and the root.
     :param bundle: who may connect; `None` for everybody.
@@ -92,6 +96,9 @@ class ServerTls:
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_options(_OPTIONS)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        # A write is encrypted whole, and a connection that is quiet needs no buffers (see ``tls_transport.py``).
+        context.clear_mode(_PARTIAL_WRITE)
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS)
         context.set_cipher_list(_CIPHERS)
         context.set_alpn_select_callback(_choose_protocol)
         context.use_certificate(chain[0])

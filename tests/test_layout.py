@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "artifactserver.process": (),
     "artifactserver.sockets": ("artifactserver.accepted",),
     "artifactserver.accepted": (),
+    "artifactserver.tls_transport": (),
     "artifactserver.tls": (),
     "artifactserver.options": ("artifactserver.__version__",),
     "artifactserver.proto": (),
