@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,6 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactserver.rpc.exchange import Exchange
-from artifactserver.rpc.expansions import Expansions
 from artifactserver.rpc.http2 import ErrorCode, Limits
 from artifactserver.rpc.protocol import CALL_BYTES, UNSENT_BYTES
 from artifactserver.rpc.streaming import MESSAGE_BYTES
@@ -99,15 +98,15 @@ class RequestTests(SynchronousTestCase):
     def test_one_bomb_at_a_time(self) -> None:
         """Of messages that have to be decompressed one is taken in each turn of the reactor, on each connection."""
         line = Wire(implementation=self.slow)
-        go_on = line.protocol.flush
+        call_later = line.clock.callLater
         taken = []
 
-        def turn() -> None:
+        def turn(function: Callable[..., None], *arguments: Any) -> None:
             before = len(self.slow.waiting)
-            go_on()
+            function(*arguments)
             taken.append(len(self.slow.waiting) - before)
 
-        line.protocol.expansions = Expansions(line.clock, turn)
+        line.clock.callLater = lambda delay, *what: call_later(delay, turn, *what)  # type: ignore[method-assign]
         calls = [line.request(number, "Unary", end=False, grpc_encoding="gzip") for number in (1, 3, 5)]
         line.send(*calls, *[frame(wire.DATA, 1, number, bomb(1000)) for number in (1, 3, 5)])
         other = Wire(factory=line.factory)

@@ -139,7 +139,7 @@ class Exchange:
             if isinstance(message, bytes):
                 content = message
             else:
-                self._carrier.expansions.take()
+                self._carrier.expansions.take(self._carrier.flush)
                 content = message.expand()
             self._taken = len(content)
             return method.decode(content)

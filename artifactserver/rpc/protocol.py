@@ -65,7 +65,7 @@ class GrpcProtocol(Protocol):
         self.engine = Connection(factory.limits, factory.beginnings)
         self.held = 0
         self.working = 0
-        self.expansions = Expansions(self.clock, self.flush)
+        self.expansions = Expansions(self.clock)
         self._woken: list[Exchange] = []
         self._postponed: deque[Exchange] = deque()
         # While this is set, something further up will flush.
