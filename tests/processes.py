@@ -80,21 +80,23 @@ def run(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: f
     return Finished(tuple(command), status, _text(output))
 
 
-def server_command(port: int, repo: Path, *options: str) -> list[str]:
+def server_command(port: int, repo: Path, *options: str, program: Sequence[str] = TWISTD) -> list[str]:
     """How to start our server in the foreground, as ``twistd`` does it."""
-    return [*TWISTD, "-n", "--pidfile=", "artifactserver", "--port", str(port), *options, str(repo)]
+    return [*program, "-n", "--pidfile=", "artifactserver", "--port", str(port), *options, str(repo)]
 
 
 class Server:
     """A server of ours in a process of its own.
 
+    :param program: what is started instead of ``twistd``.
     :ivar port: where it listens, on every address of this machine.
     :ivar log: the file that its output goes to; later starts append to it.
     """
 
-    def __init__(self, repo: Path, *options: str, port: int | None = None) -> None:
+    def __init__(self, repo: Path, *options: str, port: int | None = None, program: Sequence[str] = TWISTD) -> None:
         self.repo = repo
         self.options = options
+        self.program = program
         self.port = free_port() if port is None else port
         self.log = repo.with_name(f"{repo.name}-{self.port}.log")
         self._process: subprocess.Popen[bytes] | None = None
@@ -110,7 +112,7 @@ class Server:
         env["PYTHONPATH"] = os.pathsep.join([str(Path(artifactserver.__file__).parents[1]), *_python_path()])
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                server_command(self.port, self.repo, *self.options),
+                server_command(self.port, self.repo, *self.options, program=self.program),
                 cwd=self.repo.parent,
                 env=env,
                 stdin=subprocess.DEVNULL,
