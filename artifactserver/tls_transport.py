@@ -74,6 +74,7 @@ class TlsTransport(TLSMemoryBIOProtocol):
 
     def _send(self, pieces: list[bytes]) -> None:
         if pieces:
+            assert self.transport is not None
             self.transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def dataReceived(self, data: bytes) -> None:

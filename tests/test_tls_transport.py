@@ -51,13 +51,13 @@ class _Line:
         self.protocol = _Kept()
         factory = TlsFactory(
             server_tls(files.key, files.certificate, None),
-            Factory.forProtocol(lambda: self.protocol),  # type: ignore[arg-type]
+            Factory.forProtocol(lambda: self.protocol),
             Clock(),
         )
-        self.server: Any = factory.buildProtocol(None)  # type: ignore[arg-type]
+        self.server: Any = factory.buildProtocol(None)
         self.transport = StringTransport()
         self.writes: list[bytes] = []
-        self.transport.write = self.writes.append  # type: ignore[assignment]
+        self.transport.write = self.writes.append  # type: ignore[method-assign]
         self.server.makeConnection(self.transport)
         while True:
             try:
