@@ -10,8 +10,16 @@ import shutil
 import sys
 from pathlib import Path
 
-#: They run BuildStream, or start processes by the hundred.
-LONG = ("test_clients.py", "test_crash.py", "test_power_cut.py", "test_packaging.py")
+#: They run BuildStream, start processes by the hundred, attack a server for long, or go on by chance.
+LONG = (
+    "test_clients.py",
+    "test_crash.py",
+    "test_power_cut.py",
+    "test_packaging.py",
+    "test_hostile.py",
+    "test_*_fuzz.py",
+    "test_*_conversation.py",
+)
 
 
 def main(root: Path, target: Path, *options: str) -> None:
