@@ -13,6 +13,7 @@ from artifactserver import admission, listen, tap
 from artifactserver.listen import PortFactory
 from artifactserver.rpc.http2 import Limits
 from artifactserver.rpc.transport import GrpcFactory
+from artifactserver.store import pace
 
 MiB = 1024 * 1024
 
@@ -43,6 +44,8 @@ def main() -> None:
     admission.MOST_CONNECTIONS = CONNECTIONS
     listen.HEAD_SECONDS = SAY_SECONDS
     tap.TIDY_SECONDS = 0.5
+    pace.FREE_SECONDS = 1
+    pace.SLOWEST_PACE = 64 * 1024
     wiring: Any = tap
     wiring.GrpcFactory = partial(GrpcFactory, limits=LIMITS)
     wiring.PortFactory = partial(PortFactory, timeout=SAY_SECONDS)

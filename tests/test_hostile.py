@@ -208,6 +208,26 @@ class SlowTests(AttackTestCase):
             for attacker in (*attackers, *trickling, *sipping):
                 self.assertTrue(any(map(ends_call, attacker.heard(ends_call))))
 
+    def test_hold_room(self) -> None:
+        """Uploads that come, but too slowly for the room that they hold, lose it, and are told so."""
+        size = 10_000_000
+        digest = Digest.of(os.urandom(10))
+        name = f"uploads/u/blobs/{digest.hex}/{size}"
+        with self.attack(lines=10):
+            attackers = [self.connect(HELLO + head(1, "Write")) for _ in range(3)]
+            began = time.monotonic()
+            for start in range(0, size, 10_000):
+                part = bytestream.WriteRequest(resource_name=name, write_offset=start, data=bytes(10_000))
+                for attacker in attackers:
+                    attacker.send(frame(wire.DATA, 0, 1, message(part.SerializeToString())))
+                time.sleep(0.4)
+                if not os.listdir(self.server.repo / "incoming") and start > 50_000:
+                    break
+            self.assertLess(time.monotonic() - began, 8)
+            for attacker in attackers:
+                (last,) = [each for each in attacker.heard(ends_call) if ends_call(each) and each.kind == wire.HEADERS]
+                self.assertIn(b"too few to keep room", last.payload)
+
     def test_never_read(self) -> None:
         """Clients that ask for much and read nothing are cut off, and hold no more than is allowed until then."""
         with self.attack(lines=30):

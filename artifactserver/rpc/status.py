@@ -18,6 +18,7 @@ from artifactserver.store.interface import (
     NoRoom,
     StoreBroken,
     TooBusy,
+    TooSlow,
 )
 
 
@@ -44,6 +45,7 @@ _CODES: dict[type[Exception], Code] = {
     BlobTooLarge: Code.INVALID_ARGUMENT,
     NoRoom: Code.RESOURCE_EXHAUSTED,
     TooBusy: Code.UNAVAILABLE,
+    TooSlow: Code.ABORTED,
     Incomplete: Code.FAILED_PRECONDITION,
     BadReference: Code.INVALID_ARGUMENT,
     StoreBroken: Code.UNAVAILABLE,

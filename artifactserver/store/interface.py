@@ -47,6 +47,10 @@ class TooBusy(StoreError):
     """The store has as much work in hand as it will take on; the same call may work in a moment."""
 
 
+class TooSlow(StoreError):
+    """An upload brought too little in too long a time, and its space is wanted for others."""
+
+
 class Incomplete(StoreError):
     """A record refers to content that is not all present.
 
@@ -165,6 +169,7 @@ class Upload(Protocol):
         """Take the next bytes, which must not change any more; returns when it is time for more.
 
         :raises ContentMismatch: if there are more bytes than the digest says.
+        :raises TooSlow: if the upload was given up for that.
         """
 
     async def commit(self) -> None:

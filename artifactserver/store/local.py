@@ -131,6 +131,7 @@ class LocalStore:
             self._in_thread,
             lambda received: self._committer.submit(Work(file=received)),
             self._now,
+            self._reactor.seconds,
         )
         self._reading = Reading(layout, self._index, self._in_thread, self._quarantine)
         self._pool.start()
@@ -151,12 +152,16 @@ class LocalStore:
     def tidy(self) -> None:
         """What has to be done from time to time.
 
-        The index's reader slots of processes that died are freed, and descriptors of packs that are gone are closed.
+        The index's reader slots of processes that died are freed, descriptors of packs that are gone are closed, and
+        uploads that are too slow lose the space that they hold.
         """
         self._reading.look_up(Digests.of([]))
         cleared = self._index.clear_dead_readers()
         if cleared:
             self._log.info("cleared {count} index readers of processes that died", count=cleared)
+        slow = self._uploads.end_slow()
+        if slow:
+            self._log.info("{count} uploads were given up: they were too slow to keep room for them", count=slow)
 
     # Blobs
 

@@ -22,8 +22,9 @@ from twisted.python.failure import Failure
 from artifactserver.store import disk
 from artifactserver.store.digest import Digest
 from artifactserver.store.files import Checksums, FileName
-from artifactserver.store.interface import SHUTTING_DOWN, ContentMismatch, StoreBroken
+from artifactserver.store.interface import SHUTTING_DOWN, ContentMismatch, StoreBroken, TooSlow
 from artifactserver.store.layout import PROBE
+from artifactserver.store.pace import Backlog, Stopwatch, is_too_slow
 from artifactserver.store.room import Promise
 from artifactserver.store.rows import FileRow
 
@@ -153,8 +154,9 @@ class FileUpload:
     """One blob on its way into a file of its own, as the services see it.
 
     At most one job of an upload is under way at a time: a thread that hashes and writes, or the committer.  While it
-    is, the next bytes gather; who brings more than `GATHER_BYTES` of them waits.  An upload that is closed in the
-    middle of a job is discarded when the job has ended, so nothing is pulled from under it.
+    is, the next bytes gather; who brings more than `GATHER_BYTES` of them waits, and so does everybody while very much
+    of all uploads waits for the disk.  An upload that is closed in the middle of a job is discarded when the job has
+    ended, so nothing is pulled from under it.
 
     :param directory: ``incoming/``.
     :param promise: of space for the whole blob; it is kept until the file has that space, whoever goes away meanwhile,
@@ -162,6 +164,8 @@ class FileUpload:
     :param run: runs a function in a thread that may wait for the disk.
     :param commit: makes what was received part of the store.
     :param now: seconds since the epoch.
+    :param seconds: any clock that does not go back.
+    :param backlog: what of all uploads waits for the disk.
     :param closed: called once when nothing of the upload is left but what was committed.
     """
 
@@ -173,6 +177,8 @@ class FileUpload:
         run: Callable[[Callable[[], Any]], Deferred[Any]],
         commit: Callable[[Received], Deferred[None]],
         now: Callable[[], float],
+        seconds: Callable[[], float],
+        backlog: Backlog,
         closed: Callable[[], None],
     ) -> None:
         self._directory = directory
@@ -183,9 +189,12 @@ class FileUpload:
         self._run = run
         self._commit = commit
         self._now = now
+        self._stopwatch = Stopwatch(seconds)
+        self._backlog = backlog
         self._when_closed = closed
         self._gathered: list[bytes | memoryview] = []
         self._gathered_bytes = 0
+        self._absorbing = 0
         self._busy = False
         self._failure: Failure | None = None
         self._waiting: Deferred[None] | None = None
@@ -204,14 +213,19 @@ class FileUpload:
         return self._file.has_space
 
     async def write(self, content: bytes | memoryview) -> None:
+        if self._failure is not None:
+            self._failure.raiseException()
         self.received += len(content)
         if self.received > self._digest.size:
             raise ContentMismatch(f"more than {self._digest.size} bytes were uploaded for blob {self._digest}")
         self._gathered.append(content)
         self._gathered_bytes += len(content)
-        if self._gathered_bytes >= GATHER_BYTES:
+        self._backlog.waiting += len(content)
+        if self._gathered_bytes >= GATHER_BYTES or self._backlog.is_long:
             await self._settled()
             self._flush()
+            if self._backlog.is_long:
+                await self._settled()
 
     async def commit(self) -> None:
         await self._settled()
@@ -228,8 +242,23 @@ class FileUpload:
         if not self._closed:
             self._closed = True
             self._gathered = []
+            self._backlog.waiting -= self._gathered_bytes
+            self._gathered_bytes = 0
             if not self._busy:
                 self._discard()
+
+    def end_if_slow(self) -> bool:
+        """Give up if the client has been too slow; whether that is so.  Its next bytes are refused."""
+        waited = self._stopwatch.waited()
+        if self._busy or self._closed or not is_too_slow(self.received, waited):
+            return False
+        error = TooSlow(
+            f"the upload of blob {self._digest} was given up: {self.received} bytes in {waited:.0f} seconds are too "
+            "few to keep room for the rest"
+        )
+        self._failure = Failure(error)
+        self.close()
+        return True
 
     def _create(self) -> None:
         if self._closed:  # while this waited for a thread
@@ -238,12 +267,14 @@ class FileUpload:
         self._begun = True
 
     def _flush(self) -> None:
-        pieces, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        pieces, self._gathered = self._gathered, []
+        self._absorbing, self._gathered_bytes = self._gathered_bytes, 0
         self._start(lambda: self._run(lambda: self._file.absorb(pieces)))
 
     def _start(self, job: Callable[[], Deferred[Any]]) -> None:
         self._require_open()
         self._busy = True
+        self._stopwatch.stop()
         job().addBoth(self._ended)
 
     def _require_open(self) -> None:
@@ -252,6 +283,9 @@ class FileUpload:
 
     def _ended(self, result: Any) -> None:
         self._busy = False
+        self._stopwatch.start()
+        self._backlog.waiting -= self._absorbing
+        self._absorbing = 0
         if self._begun:
             self._promise.reduce(self._file.lacking)
         if isinstance(result, Failure):
@@ -295,11 +329,14 @@ class Uploads:
         run: Callable[[Callable[[], Any]], Deferred[Any]],
         commit: Callable[[Received], Deferred[None]],
         now: Callable[[], float],
+        seconds: Callable[[], float],
     ) -> None:
         self._directory = directory
         self._run = run
         self._commit = commit
         self._now = now
+        self._seconds = seconds
+        self._backlog = Backlog()
         self._under_way: set[FileUpload] = set()
         self._all_gone: Deferred[None] | None = None
 
@@ -317,9 +354,23 @@ class Uploads:
             if self._all_gone is not None and not self._under_way:
                 self._all_gone.callback(None)
 
-        upload = FileUpload(self._directory, digest, promise, self._run, self._commit, self._now, gone)
+        upload = FileUpload(
+            self._directory,
+            digest,
+            promise,
+            self._run,
+            self._commit,
+            self._now,
+            self._seconds,
+            self._backlog,
+            gone,
+        )
         self._under_way.add(upload)
         return upload
+
+    def end_slow(self) -> int:
+        """Give up those that are too slow; how many they were.  To be called from time to time."""
+        return sum(upload.end_if_slow() for upload in list(self._under_way))
 
     async def end(self, clock: Any, seconds: float) -> int:
         """Close all of them, and wait until nothing is left of them; how many there still are after ``seconds``.
