@@ -1,6 +1,6 @@
 """Who is let in at the port: how many connections there may be, in all and from one address.
 
-A connection costs a descriptor, and over TLS some 85 KiB, before its client has said a word.  One too many is closed
+A connection costs a descriptor, and over TLS some 50 KiB, before its client has said a word.  One too many is closed
 when it is accepted, before TLS has begun: its client sees a server that is not available, and tries again.
 """
 

@@ -28,6 +28,7 @@ from twisted.python.util import switchUID
 from artifactserver import process
 from artifactserver.access import Access, Caller, Right
 from artifactserver.admission import ADDRESS_SHARE, Admission, AdmittingFactory, most_connections
+from artifactserver.complaints import Complaints
 from artifactserver.listen import PortFactory, not_found_site
 from artifactserver.options import Options
 from artifactserver.rpc.dispatch import Dispatcher
@@ -38,7 +39,7 @@ from artifactserver.sockets import CannotListen, address_of, adopt, close_socket
 from artifactserver.store.layout import RepositoryProblem
 from artifactserver.store.local import LocalStore
 from artifactserver.store.repository import prepare
-from artifactserver.tls import TlsProblem, identity_of, server_tls
+from artifactserver.tls import ServerTls, TlsProblem, identity_of, server_tls
 from artifactserver.tls_transport import TlsFactory
 
 __all__ = ["Options", "makeService"]
@@ -104,6 +105,7 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
     health = register_all(dispatcher, store, reactor)
     port: IProtocolFactory = PortFactory(grpc, not_found_site(reactor), reactor)
     if tls is not None:
+        tls.complain = Complaints(ServerTls._log, reactor).say
         port = TlsFactory(tls, port, reactor)
     connections = most_connections(process.descriptors())
     admission = Admission(connections, int(connections * ADDRESS_SHARE))

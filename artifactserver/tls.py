@@ -12,6 +12,7 @@ Either way it must not have expired.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,14 @@ class ServerTls:
 
     :param chain: the server's certificate, then those of the authorities between it and the root.
     :param bundle: who may connect; `None` for everybody.
+    :ivar complain: logs whom it turned away; whoever serves many clients puts something there that leaves some out.
     """
 
     _log = Logger()
 
     def __init__(self, key: PrivateKeyTypes, chain: list[x509.Certificate], bundle: Bundle | None) -> None:
         self._bundle = bundle
+        self.complain: Callable[..., None] = self._log.info
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_options(_OPTIONS)
@@ -140,7 +143,7 @@ class ServerTls:
             examination.vouched = examination.top
         else:
             peer = examination.transport.getPeer()
-            self._log.info(
+            self.complain(
                 "{peer} was turned away: its certificate with SHA-256 fingerprint {fingerprint} {reason}",
                 peer=getattr(peer, "host", "").removeprefix("::ffff:"),
                 fingerprint=name,

@@ -17,6 +17,7 @@ from typing import Any
 import lmdb
 from twisted.internet.address import IPv4Address
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
@@ -24,6 +25,7 @@ import artifactserver
 from artifactserver import process, sockets, tap
 from artifactserver.options import Options
 from artifactserver.sockets import CannotListen, open_sockets
+from artifactserver.tls import server_tls
 from tests.certificates import certificate, server_certificate
 from tests.processes import TWISTD, Finished, Server, environment, free_port, run
 
@@ -324,6 +326,24 @@ class BuildTests(SynchronousTestCase):
             self.addCleanup(service.stopService)
             came = [service._factory.buildProtocol(IPv4Address("TCP", f"10.0.0.{host}", 1)) for host in (1, 1, 1, 2)]
             self.assertEqual([protocol is not None for protocol in came], [True, True, False, True])
+
+    def test_strangers(self) -> None:
+        """Whoever is turned away for their certificate is in the log, but not thousands of them."""
+        files = server_certificate().write(self.place)
+        made = []
+
+        def remember(*arguments: Any) -> Any:
+            made.append(server_tls(*arguments))
+            return made[-1]
+
+        self.patch(tap, "server_tls", remember)
+        tls = ("--server-key", str(files.key), "--server-cert", str(files.certificate))
+        service = tap.build(parse("--port", "0", *tls, str(self.place / "repo")), MemoryReactorClock(), time.time)
+        self.addCleanup(service.stopService)
+        with capturedLogs() as events:
+            for number in range(1000):
+                made[0].complain("{peer} was turned away", peer=number)
+        self.assertTrue(1 < len(events) < 50, len(events))
 
     def test_chroot(self) -> None:
         """With twistd's ``--chroot`` the names would mean two things."""

@@ -15,13 +15,14 @@ from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
+from twisted.logger import Logger, globalLogPublisher
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport, IOPump
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from artifactserver.complaints import Complaints
 from artifactserver.tls import ServerTls, TlsProblem, identity_of, server_tls
 from tests.certificates import Certificate, certificate, server_certificate
 
@@ -252,6 +253,14 @@ class ClientCertificateTests(_Files):
         told = [event for event in self.events if event.get("fingerprint") == MALLORY.fingerprint]
         self.assertEqual(len(told), 1)
         self.assertEqual(told[0]["reason"], "is not in the bundle of client certificates")
+
+    def test_many(self) -> None:
+        """Where somebody looks after that, many who are turned away are a few lines and a number."""
+        server = self.serve(ALICE)
+        server.complain = Complaints(Logger(), Clock(), 1.0, 3).say
+        for _ in range(10):
+            self.kept_out(server, Client(MALLORY))
+        self.assertEqual(len([event for event in self.events if "fingerprint" in event]), 3)
 
 
 class AgreementTests(_Files):
