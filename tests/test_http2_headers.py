@@ -165,8 +165,8 @@ class SameBlockTests(SynchronousTestCase):
         self.blocks = HeaderBlocks(Limits(), Beginnings(Limits()))
         self.encoder = Encoder()
 
-    def fields(self, more: tuple[str, str]) -> list[tuple[str, str]]:
-        return [*REQUEST, more]
+    def fields(self, *more: tuple[str, str]) -> list[tuple[str, str]]:
+        return [*REQUEST, *more]
 
     def test_remembered(self) -> None:
         """Once a client's block repeats itself, it is not decoded again."""
@@ -253,6 +253,43 @@ class SameBlockTests(SynchronousTestCase):
             self.assertLessEqual(moment.depth, blocks_module.BEGINNING)
             self.assertLessEqual(len(moment.heads), 3)
             moments += [after for _, after in moment.steps.values()]
+
+    def test_small_blocks_are_counted(self) -> None:
+        """However short they are, blocks that are remembered of beginnings take as much as they may, and no more."""
+        self.patch(blocks_module, "BEGINNINGS_BYTES", 20_000)
+        beginnings = Beginnings(Limits())
+        blocks = HeaderBlocks(Limits(), beginnings)
+        most = 0
+        for number in range(60):
+            blocks.request(b"\x82\x86\x04\x03/%02d" % number)
+            most = max(most, len(beginnings.start.heads))
+        self.assertGreater(most, 10)
+        self.assertLess(most, 20)
+
+    def test_idle_connections_keep_no_ways(self) -> None:
+        """What was forgotten of beginnings is gone, wherever connections stand that say nothing; they can go on."""
+        self.patch(blocks_module, "BEGINNINGS_BYTES", 20_000)
+        limits = Limits()
+        beginnings = Beginnings(limits)
+        idle, encoder = HeaderBlocks(limits, beginnings), Encoder()
+        idle.request(encoder.encode(self.fields(("a", "1"))))
+        fresh = HeaderBlocks(limits, beginnings)
+        start, stands_at = beginnings.start, idle._moment
+        assert stands_at is not None
+        number = 0
+        while beginnings.start is start:
+            other, others = HeaderBlocks(limits, beginnings), Encoder()
+            for value in ("1", f"{number}", "3"):
+                encoded = others.encode(self.fields(("a", value)))
+                other.known(encoded) or other.request(encoded)
+            number += 1
+        for _ in range(2):
+            encoded = encoder.encode(self.fields(("a", "1"), ("b", "2")))
+            head = idle.known(encoded) or idle.request(encoded)
+            self.assertEqual(head.fields[-2:], ((b"a", b"1"), (b"b", b"2")))
+            fresh.request(Encoder().encode(self.fields(("a", "1"))))
+        for moment in (start, stands_at):
+            self.assertEqual((moment.heads, moment.steps), ({}, {}))
 
     def test_secrets_stay(self) -> None:
         """What only one client knows is remembered for that client alone."""

@@ -27,6 +27,9 @@ from artifactserver.rpc.http2.limits import Limits
 CACHEABLE = 4096
 #: Blocks from the start of a connection that are remembered for others.
 BEGINNING = 8
+#: What it takes to remember a block besides its bytes, measured and rounded up: objects for the moment, the head, and
+#: what the layer above makes of it.
+BLOCK_BYTES = 1024
 #: Bytes that are remembered of beginnings, of all connections together; then all are forgotten.
 BEGINNINGS_BYTES = 1024 * 1024
 
@@ -74,11 +77,9 @@ class Beginnings:
         ):
             return None
         changed = table != moment.table
-        self._bytes += _cost(block, head) + (list_size(table) if changed else 0)
+        self._bytes += BLOCK_BYTES + _cost(block, head) + (list_size(table) if changed else 0)
         if self._bytes > BEGINNINGS_BYTES:
-            # Connections that are open go on from the moment that they have; it goes with the last of them.
-            self.start = Moment()
-            self._bytes = 0
+            self._forget()
             return None
         if not changed:
             moment.heads[block] = head
@@ -86,6 +87,18 @@ class Beginnings:
         after = Moment(table, moment.depth + 1)
         moment.steps[block] = head, after
         return after
+
+    def _forget(self) -> None:
+        # A connection that says nothing may stay at any moment for hours: nothing must hang on that.  It keeps its
+        # table, and when it goes on, its memory will be its own.
+        moments = [self.start]
+        for moment in moments:
+            moments += [after for _, after in moment.steps.values()]
+            moment.heads.clear()
+            moment.steps.clear()
+            moment.depth = BEGINNING
+        self.start = Moment()
+        self._bytes = 0
 
 
 class HeaderBlocks:
