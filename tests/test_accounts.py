@@ -272,6 +272,27 @@ class ConnectionTests(SynchronousTestCase):
         self.assertEqual(len(line.statuses()), 2)
         self.assertEqual(line.factory.ledger.held, 0)
 
+    def test_given_up_at_work(self) -> None:
+        """A call that is too much at the moment at which its handler goes on is cancelled as soon as it waits."""
+        ended: list[str] = []
+
+        class Waiting(Slow):
+            async def Up(self, requests: AsyncIterator[BytesValue], call: Any) -> BytesValue:
+                try:
+                    return await super().Up(requests, call)
+                finally:
+                    ended.append("ended")
+
+        slow = Waiting()
+        line = Wire(Limits(held_bytes=100_000), slow)
+        with capturedLogs():
+            line.call(1, "Up", end=False, grpc_encoding="gzip")
+            line.send(frame(wire.DATA, 0, 1, bomb(10)), frame(wire.DATA, 0, 1, bomb(200_000)))
+            slow.finish()
+        self.assertEqual([each.kind for each in line.frames()], [wire.RST_STREAM])
+        self.assertEqual(ended, ["ended"])
+        self.assertEqual(line.protocol.held, 0)
+
     def test_no_cycles(self) -> None:
         """A call that is over is gone at once, however it ended: nothing has to look for what is left of it."""
         waiting: list[Deferred[bytes]] = []

@@ -69,6 +69,7 @@ class Exchange:
     __slots__ = (
         "_awaited",
         "_call",
+        "_cancel_next",
         "_carrier",
         "_head_sent",
         "_reader",
@@ -94,6 +95,8 @@ class Exchange:
         self._head_sent = False
         # What the handler waits for.
         self._awaited: Deferred[Any] | None = None
+        # It was to be cancelled, but waited for nothing: it was running, and its own doing led to the end of its call.
+        self._cancel_next = False
         self._room: Deferred[None] | None = None
         self._timer: IDelayedCall | None = None
         self.held = 0
@@ -199,6 +202,9 @@ class Exchange:
                     self._timer = clock.callLater(max(0.0, deadline - clock.seconds()), self._expired)
                 self._awaited = awaited
             awaited.addBoth(self._resume, coroutine)
+            if self._cancel_next:
+                self._cancel_next = False
+                awaited.cancel()
 
     def _resume(self, result: Any, coroutine: Coroutine[Any, Any, Any]) -> None:
         """What the handler waited for is here; it takes the result from its `Deferred` itself."""
@@ -325,9 +331,11 @@ class Exchange:
 
     def _cancel_handler(self) -> None:
         awaited, self._awaited = self._awaited, None
+        self._room = None
         if awaited is not None:
-            self._room = None
             awaited.cancel()
+        else:
+            self._cancel_next = True
 
 
 def _serialized(message: Any) -> tuple[bytes, ...]:
