@@ -293,6 +293,21 @@ class ConnectionTests(SynchronousTestCase):
         self.assertEqual(ended, ["ended"])
         self.assertEqual(line.protocol.held, 0)
 
+    def test_reset_while_waiting(self) -> None:
+        """Calls that are reset while they wait their turn are not remembered until it comes."""
+        line = Wire(Limits(owed_bytes=10_000, streams_open=10))
+        line.echo.unary = lambda sent: bytes(6000)
+        line.send(settings((4, 0)))
+        for number in (1, 3):
+            line.call(number, "Unary", b"")
+        for number in range(5, 1005, 2):
+            line.call(number, "Unary", b"x")
+            line.send(frame(wire.RST_STREAM, 0, number, bytes(4)))
+        self.assertLessEqual(len(line.protocol._postponed), 20)
+        line.call(1005, "Unary", b"")
+        line.send(settings((4, 10_000)), window_update(0, 2**20))
+        self.assertEqual(set(line.statuses()), {1, 3, 1005})
+
     def test_no_cycles(self) -> None:
         """A call that is over is gone at once, however it ended: nothing has to look for what is left of it."""
         waiting: list[Deferred[bytes]] = []

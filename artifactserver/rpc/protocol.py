@@ -181,6 +181,9 @@ class GrpcProtocol(Protocol):
     def postpone(self, exchange: Exchange) -> bool:
         if not self._too_much_at_once():
             return False
+        if len(self._postponed) >= 2 * self.limits.streams_open:
+            # Most of them were reset while they waited.
+            self._postponed = deque(each for each in self._postponed if not each.over)
         self._postponed.append(exchange)
         return True
 
@@ -376,5 +379,6 @@ class GrpcProtocol(Protocol):
         for stream in list(self.engine.streams.values()):
             if stream.owner is not None:
                 stream.owner.cancelled()
+        self._postponed.clear()
         self.engine.lost()
         self._settle_accounts()
