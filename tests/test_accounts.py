@@ -308,6 +308,19 @@ class ConnectionTests(SynchronousTestCase):
         line.send(settings((4, 10_000)), window_update(0, 2**20))
         self.assertEqual(set(line.statuses()), {1, 3, 1005})
 
+    def test_unread_refusals(self) -> None:
+        """Refusals that a client does not read are counted like all else that waits for it, and it is cut off."""
+        line = Wire(Limits(held_bytes=100_000 + UNSENT_BYTES))
+        line.protocol.pauseProducing()
+        cut: list[str] = []
+        line.transport.abortConnection = lambda: cut.append("off")
+        with capturedLogs():
+            for number in range(1, 4001, 2):
+                line.call(number, "Forbidden", b"")
+                self.assertLessEqual(line.protocol.engine.sender.in_line, 100_000)
+        self.assertEqual(cut, ["off"])
+        self.assertEqual(line.protocol.engine.sender.in_line, 0)
+
     def test_no_cycles(self) -> None:
         """A call that is over is gone at once, however it ended: nothing has to look for what is left of it."""
         waiting: list[Deferred[bytes]] = []

@@ -288,7 +288,7 @@ class GrpcProtocol(Protocol):
     def _settle_accounts(self) -> None:
         engine = self.engine
         sender = engine.sender
-        held = self.held + sender.owed + CALL_BYTES * len(engine.streams)
+        held = self.held + sender.owed + sender.in_line + CALL_BYTES * len(engine.streams)
         if sender.blocked:
             held += UNSENT_BYTES
         if held != self._account.held and not self._shedding:

@@ -212,9 +212,15 @@ class Sender:
         """There is nobody left to send anything to."""
         self._ended = _nobody
         self._out = []
+        self._out_bytes = 0
         self._ready.clear()
 
     # What goes out
+
+    @property
+    def in_line(self) -> int:
+        """Bytes that wait for nothing but the transport: control frames, headers, and answers that fit the windows."""
+        return self._out_bytes
 
     def take(self, most: int = PIECE) -> bytes:
         """The next bytes to write: at most about ``most``, unless control frames alone are more; empty for none."""
