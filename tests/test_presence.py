@@ -54,12 +54,15 @@ class PresenceTests(SynchronousTestCase):
         self.assertFalse(self.knows(ONE, now=1000.0))
 
     def test_bound(self) -> None:
-        """So many are remembered, and then all are forgotten."""
+        """So many are remembered, however many one call names, and then all others are forgotten."""
         self.patch(presence, "REMEMBERED", 10)
-        for number in range(100):
-            digest = Digest.of(b"%d" % number)
-            self.presence.learn([(digest.key, digest.size)])
-            self.assertLessEqual(len(self.presence._sizes), 11)
+        digests = [Digest.of(b"%d" % number) for number in range(100)]
+        found = [(digest.key, digest.size) for digest in digests]
+        for count in (1, 7, 50):
+            for start in range(0, len(found), count):
+                self.presence.learn(found[start : start + count])
+                self.assertLessEqual(len(self.presence._sizes), 10)
+                self.assertTrue(self.knows(digests[start]))
         self.assertFalse(self.knows(ONE))
 
 

@@ -10,11 +10,11 @@ Only what is in a pack that stays is remembered, and not for long, for a use has
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from artifactserver.store.digest import Digests
 
-#: Blobs that are remembered; with more, all are forgotten.  They take some 14 MiB.
+#: Blobs that are remembered at most, some 14 MiB of them; those that would be too many take the place of all others.
 REMEMBERED = 65_536
 
 #: Seconds after which the index is asked again.
@@ -45,8 +45,8 @@ class Presence:
             return False
         return list(map(self._sizes.get, digests.keys)) == digests.sizes
 
-    def learn(self, found: Iterable[tuple[bytes, int]]) -> None:
+    def learn(self, found: Sequence[tuple[bytes, int]]) -> None:
         """These keys and sizes were found in the index after `knows` was asked."""
-        if len(self._sizes) > REMEMBERED:
+        if len(self._sizes) + len(found) > REMEMBERED:
             self._sizes.clear()
-        self._sizes.update(found)
+        self._sizes.update(found[:REMEMBERED])
