@@ -879,6 +879,26 @@ class DamageTests(LocalStoreTestCase):
         await put(store, each)
         self.assertEqual(await content_of(store, each.digest), each.content)
 
+    async def test_nothing_read_is_no_damage(self) -> None:
+        """A read that must not wait and gives nothing, as on Linux 5.10, is made again by one that waits."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        small, large = random_blob(), random_blob(200_000)
+        await put(store, small, large)
+        calls = []
+
+        def preadv(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+            calls.append(flags)
+            return 0
+
+        self.patch(os, "preadv", preadv)
+        wanted = Digests.of([small.digest, large.digest])
+        self.assertEqual(await store.read_many(wanted), [small.content, large.content])
+        self.assertEqual(await (await store.open(small.digest)).read(0, 100), small.content)
+        self.assertEqual(await store.find_missing(wanted), [])
+        self.assertTrue(calls)
+        self.assertFalse(os.listdir(path / "quarantine"))
+
     async def test_damaged_file(self) -> None:
         """A large blob with a flipped byte, cut short or gone is never served wrong, and heals."""
         path = self.new_path()
