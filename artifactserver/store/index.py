@@ -321,11 +321,12 @@ class Index:
         """The row of a record, the packs, and the eviction epoch, as of one moment."""
         with self._translated(), self._env.begin(db=self.records) as txn:
             generation = txn.get(b"generation", db=self.meta)
-            if generation != self._table.generation:
-                self._table = self._read_table(txn, generation)
+            table = self._table
+            if generation != table.generation:
+                table = self._table = self._read_table(txn, generation)
             value = txn.get(record)
             epoch = txn.get(b"epoch", db=self.meta) or bytes(8)
-            return RecordRow.decode(value) if value is not None else None, self._table, U64.unpack(epoch)[0]
+            return RecordRow.decode(value) if value is not None else None, table, U64.unpack(epoch)[0]
 
     def _read_table(self, txn: Any, generation: bytes | None) -> PackTable:
         ready: set[int] = set()
