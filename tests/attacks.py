@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from artifactserver.proto import remote_execution_pb2 as reapi
 from artifactserver.store.digest import Digest
 from tests import http2_peer as wire
 from tests import small_server
+from tests.certificates import server_certificate
 from tests.grpc_cases import METHODS, GrpcClient
 from tests.http2_peer import Frame, frame, settings
 from tests.processes import Server
@@ -58,9 +60,9 @@ class Bystander:
     :ivar memory: the most that the server had, in MiB.
     """
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._client = GrpcClient(server.port)
+    def __init__(self, target: Target) -> None:
+        self._server = target.server
+        self._client = target.client()
         self._done = threading.Event()
         self.failures: list[str] = []
         self.answered = 0
@@ -99,20 +101,60 @@ class Bystander:
             self.memory = max(self.memory, memory_of(self._server.pid))
 
 
+class TlsClient(GrpcClient):
+    """grpcio over TLS.
+
+    :param pem: the server's certificate.
+    """
+
+    def __init__(self, port: int, pem: bytes) -> None:
+        self.channel = grpc.secure_channel(
+            f"localhost:{port}",
+            grpc.ssl_channel_credentials(pem),
+            options=[("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is attacked.
+
+    :ivar pem: the server's certificate, or `None` for one in clear text.
+    """
+
+    server: Server
+    pem: bytes | None
+
+    def client(self) -> GrpcClient:
+        """A new client of the common sort."""
+        return GrpcClient(self.server.port) if self.pem is None else TlsClient(self.server.port, self.pem)
+
+
 @functools.cache
-def the_server() -> Server:
+def the_target(tls: bool = False) -> Target:
     """One server for all tests, with the bounds of `tests.small_server`, until the tests end."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     place = Path(tempfile.mkdtemp(dir=Path.cwd()))
     program = (sys.executable, str(Path(small_server.__file__)))
-    options = ("--enable-push", "--head-room-min", "0", "--head-room-max", "0")
+    options = ["--enable-push", "--head-room-min", "0", "--head-room-max", "0"]
+    pem = None
+    if tls:
+        certificate = server_certificate()
+        files = certificate.write(place)
+        options += ["--server-key", str(files.key), "--server-cert", str(files.certificate)]
+        pem = certificate.pem
     server = Server(place / "repo", *options, program=program)
     atexit.register(server.kill)
     server.start()
     wait_until(lambda: "listening on" in server.said(), "the server does not say that it listens")
-    # Something to download; with it, the server has opened whatever it opens once.
-    client = GrpcClient(server.port)
+    target = Target(server, pem)
+    _fill(target.client())
+    return target
+
+
+def _fill(client: GrpcClient) -> None:
+    """Give a server something to download; with it, it has opened whatever it opens once."""
     name = f"uploads/u/blobs/{Digest.of(BLOB).hex}/{len(BLOB)}"
     parts = [
         bytestream.WriteRequest(
@@ -130,14 +172,16 @@ def the_server() -> Server:
     client.callable("BatchUpdateBlobs")(request, timeout=30)
     client.callable("BatchReadBlobs")(reapi.BatchReadBlobsRequest(digests=[digest]), timeout=30)
     client.channel.close()
-    return server
 
 
 class AttackTestCase(SynchronousTestCase):
-    """A client that attacks the one server."""
+    """A client that attacks a server."""
+
+    tls = False
 
     def setUp(self) -> None:
-        self.server = the_server()
+        self.target = the_target(self.tls)
+        self.server = self.target.server
         self.attackers: list[Attacker] = []
 
     @contextmanager
@@ -147,7 +191,7 @@ class AttackTestCase(SynchronousTestCase):
         Meanwhile and afterwards others are served, and memory is bounded.  Afterwards descriptors are as before,
         nothing is left in ``incoming/``, and the log has no more than so many lines about it.
         """
-        bystander = Bystander(self.server)
+        bystander = Bystander(self.target)
         bystander.start()
         self.addCleanup(bystander._done.set)
         descriptors = self.descriptors()

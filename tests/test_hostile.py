@@ -11,6 +11,7 @@ import gzip
 import os
 import random
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterator
@@ -382,6 +383,53 @@ class DeathTests(AttackTestCase):
             wait_until(lambda: len(os.listdir(self.server.repo / "incoming")) > 50, "the uploads do not begin")
             for attacker in attackers:
                 cut_off(attacker)
+
+
+class TlsTests(AttackTestCase):
+    """Where there is TLS."""
+
+    tls = True
+
+    def connect_tls(self, buffer: int | None = None) -> Attacker:
+        """A connection whose handshake is done."""
+        attacker = self.connect(b"", buffer=buffer)
+        context = ssl.create_default_context(cadata=(self.target.pem or b"").decode("ascii"))
+        context.set_alpn_protocols(["h2"])
+        attacker.socket = context.wrap_socket(attacker.socket, server_hostname="localhost")
+        self.addCleanup(attacker.close)
+        return attacker
+
+    def test_handshakes(self) -> None:
+        """Who does not come to the end of the handshake, or says nothing after it, is let go after a time."""
+        hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+        with self.attack(lines=0):
+            attackers = [self.connect(beginning) for beginning in (b"", hello[:3], hello) for _ in range(100)]
+            silent = [self.connect_tls() for _ in range(20)]
+            for number in range(60):
+                cut_off(self.connect(hello if number % 2 else b""))
+                wrong = self.connect(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" if number % 2 else HELLO)
+                self.assertEqual([each.kind for each in wrong.heard()], [])
+            began = time.monotonic()
+            for attacker in (*attackers, *silent):
+                self.assertEqual(attacker.heard(), [])
+            self.assertLess(time.monotonic() - began, 5 * SAY_SECONDS)
+
+    def test_floods(self) -> None:
+        """A connection that is sent away is really closed, with the reason, over TLS too."""
+        with self.attack(lines=3):
+            for flood in (frame(wire.PING, payload=bytes(8)) * 8000, frame(wire.DATA, 0, 99, b"x")):
+                attacker = self.connect_tls()
+                attacker.send(HELLO, flood)
+                self.assertIn(attacker.sent_away(), (CALM, ErrorCode.PROTOCOL_ERROR))
+
+    def test_never_read(self) -> None:
+        """Answers that nobody reads are bounded as they are without TLS."""
+        with self.attack(lines=25):
+            for _ in range(20):
+                attacker = self.connect_tls(buffer=4096)
+                attacker.send(OPEN_WINDOWS, *[call(number, "Read", READ_BLOB) for number in odd(1, 10)])
+            wait_until(lambda: self.reads() > 0, "nothing is read")
+            wait_until(lambda: self.reads() == 0, "it is still read")
 
 
 def odd(first: int, count: int) -> Iterator[int]:
