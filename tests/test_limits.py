@@ -18,6 +18,7 @@ from artifactserver.rpc.http2 import (
     Limits,
     RequestReceived,
     RequestRefused,
+    StreamReset,
     blocks,
 )
 from artifactserver.rpc.http2.rates import Allowance
@@ -74,6 +75,9 @@ class EngineLimitTests(SynchronousTestCase):
         peer = Peer(Limits(header_count=20, resets_burst=10))
         huge = (*REQUEST, *[("a", "b")] * 20)
         self.assert_sent_away(peer, *[request(number, fields=huge) for number in range(1, 31, 2)])
+        # The one that was too much has not begun, and so does not end.
+        refused = {event.stream.id for event in peer.events if isinstance(event, RequestRefused)}
+        self.assertEqual({event.stream.id for event in peer.events if isinstance(event, StreamReset)}, refused)
 
     def test_header_bomb(self) -> None:
         """A few bytes that stand for a very large header list cost the connection, and no memory."""

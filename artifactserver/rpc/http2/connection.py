@@ -241,18 +241,19 @@ class Connection(BodyReader):
             head = None
         if len(self.streams) >= self.limits.streams_open:
             raise StreamFault(ErrorCode.REFUSED_STREAM, "too many calls at once")
+        if head is None:
+            # To decode it took long for what it was; nobody may ask for that all the time.
+            self._spend_reset()
+        elif ended and head.content_length:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, NOT_CONTENT_LENGTH)
         stream = self.streams[stream_id] = Stream(stream_id, self._stream_window, self.sender.initial_window)
         if ended:
             stream.remote_open = False
         if head is None:
-            # To decode it took long for what it was; nobody may ask for that all the time.
-            self._spend_reset()
             self._events.append(RequestRefused(stream))
             return
         if head.content_length is not None:
             stream.body_left = head.content_length
-            if ended and head.content_length:
-                raise StreamFault(ErrorCode.PROTOCOL_ERROR, NOT_CONTENT_LENGTH)
         self._events.append(RequestReceived(stream, head, ended))
 
     def _more_headers(self, stream_id: int, block: bytes, ended: bool) -> None:
