@@ -1342,3 +1342,20 @@ class CancelledUploadTests(LocalStoreTestCase):
         self.assertEqual(store._room._callers, {})
         (found,) = await store.read_many(Digests.of([each.digest]))
         self.assertIn(found, (None, each.content))
+
+    async def test_cancelled_batch(self) -> None:
+        """A batch that is cancelled while its small blobs are written lets go of all its large ones at once."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        batch = [random_blob(100), *[random_blob(100_000) for _ in range(3 * local.BATCHED_UPLOADS)]]
+        running = Deferred.fromCoroutine(store.add_many(batch))
+        self.assertEqual(len(store._turns.waiting), 2 * local.BATCHED_UPLOADS)
+        running.addErrback(lambda failure: None)
+        running.cancel()
+        self.assertEqual(len(store._turns.waiting), 0)
+        for _ in range(100):
+            if not os.listdir(path / "incoming") and store._turns.tokens == local.BATCHED_UPLOADS:
+                break
+            await deferLater(reactor, 0.05)
+        self.assertEqual((os.listdir(path / "incoming"), store._turns.tokens), ([], local.BATCHED_UPLOADS))
+        self.assertEqual(store._room._promised, 0)

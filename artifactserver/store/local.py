@@ -230,6 +230,12 @@ class LocalStore:
         except StoreError as error:
             self._complain(error)
             failed.update((blob.digest.key, error) for blob in small)
+        except BaseException:
+            # Nobody waits any more: what is large does not go on, nor wait its turn, with all its content.
+            for each in pending:
+                each.addErrback(lambda _: None)
+                each.cancel()
+            raise
         for blob, outcome in zip(large, await gatherResults(pending, consumeErrors=True), strict=True):
             if outcome is not None:
                 failed[blob.digest.key] = outcome
