@@ -17,6 +17,7 @@ from artifactserver.rpc.exchange import Exchange
 from artifactserver.rpc.http2 import ErrorCode, Limits
 from artifactserver.rpc.protocol import CALL_BYTES, UNSENT_BYTES
 from artifactserver.rpc.streaming import MESSAGE_BYTES
+from artifactserver.rpc.unary import WORKED_ON
 from tests import http2_peer as wire
 from tests.echo_service import BytesValue, Wire, value
 from tests.http2_peer import frame, message, settings, window_update
@@ -61,11 +62,11 @@ class RequestTests(SynchronousTestCase):
 
     def test_working_bytes(self) -> None:
         """Calls wait while others are at as many bytes as are allowed at once, and then have their turn, in order."""
-        line = Wire(Limits(working_bytes=10_000), self.slow)
+        line = Wire(Limits(working_bytes=WORKED_ON * 10_000), self.slow)
         for number, size in ((1, 6000), (3, 6001), (5, 6002), (7, 6003), (9, 10)):
             line.call(number, "Unary", bytes(size))
         self.assertEqual([size for size, _ in self.slow.waiting], [6000, 6001])
-        self.assertGreater(line.protocol.held, 24_000)
+        self.assertGreater(line.protocol.held, WORKED_ON * 12_000 + 12_000)
         self.slow.finish()
         self.assertEqual([size for size, _ in self.slow.waiting], [6001, 6002])
         while self.slow.waiting:
@@ -82,14 +83,14 @@ class RequestTests(SynchronousTestCase):
 
     def test_bombs(self) -> None:
         """A message counts as what it has grown to; while too many have, others stay as small as they came."""
-        line = Wire(Limits(working_bytes=100_000), self.slow)
+        line = Wire(Limits(working_bytes=WORKED_ON * 100_000), self.slow)
         for number in range(1, 41, 2):
             line.call(number, "Unary", end=False, grpc_encoding="gzip")
             line.send(frame(wire.DATA, 1, number, bomb(60_000)))
         line.clock.pump([0] * 5)
         self.assertEqual([size for size, _ in self.slow.waiting], [60_000, 60_000])
-        self.assertGreater(line.protocol.held, 120_000)
-        self.assertLess(line.protocol.held, 120_000 + 18 * 200)
+        self.assertGreater(line.protocol.held, WORKED_ON * 120_000)
+        self.assertLess(line.protocol.held, WORKED_ON * 120_100 + 18 * 200)
         while self.slow.waiting:
             self.slow.finish()
             line.clock.advance(0)
@@ -138,7 +139,9 @@ class RequestTests(SynchronousTestCase):
 
     def test_waiting_calls_take_window(self) -> None:
         """Calls that wait their turn use up the connection's window: a client with many is slowed, and loses none."""
-        limits = Limits(working_bytes=50_000, connection_window=200_000, message_bytes=60_000, held_bytes=500_000)
+        limits = Limits(
+            working_bytes=WORKED_ON * 50_000, connection_window=200_000, message_bytes=60_000, held_bytes=900_000
+        )
         line = Wire(limits, self.slow)
         left = 200_000
         answered = sent = 0
@@ -153,7 +156,7 @@ class RequestTests(SynchronousTestCase):
             line.send(request)
             left -= len(value(bytes(50_000)))
             sent += 1
-            self.assertLess(line.protocol.held, 350_000)
+            self.assertLess(line.protocol.held, WORKED_ON * 50_100 + 250_000)
         while self.slow.waiting:
             self.slow.finish()
         self.assertEqual(answered + len(line.statuses()), sent)

@@ -40,7 +40,7 @@ class Limits:
     :ivar connection_window: the same, for all calls of a connection that are not hungry for data.
     :ivar message_bytes: the largest gRPC message, before and after decompression.
     :ivar response_bytes_queued: response data of one call that waits to be sent before its handler is suspended.
-    :ivar working_bytes: request messages that unary calls of a connection are at, before further calls have to wait.
+    :ivar working_bytes: what unary calls of a connection are at, before further calls have to wait.
     :ivar owed_bytes: response data of a connection that waits to be sent before further calls have to wait their turn.
     :ivar held_bytes: memory held for one connection: request and response data, and a little for each call.
     :ivar held_bytes_in_all: memory held for all connections of a factory together.
