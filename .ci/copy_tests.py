@@ -25,7 +25,7 @@ LONG = (
 def main(root: Path, target: Path, *options: str) -> None:
     """Copy ``tests``, and what some of them read, from the checkout at ``root`` to ``target``."""
     left_out = LONG if "--quick" in options else ()
-    for name in ("tests", "benchmarks", "docs"):
+    for name in ("tests", "benchmarks", "fuzz", "docs"):
         shutil.rmtree(target / name, ignore_errors=True)
         shutil.copytree(root / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "_build", *left_out))
 

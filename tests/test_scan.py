@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from unittest import mock
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -15,6 +15,7 @@ from artifactserver.store import packs
 from artifactserver.store import scan as scan_module
 from artifactserver.store.packs import MAGIC
 from artifactserver.store.scan import Damage, Entry, scan
+from tests.chance import examples
 from tests.test_packs import entry
 
 
@@ -44,7 +45,7 @@ class ScanTests(SynchronousTestCase):
         found = list(scan(self.write(one + two), len(one)))
         self.assertEqual(len(found), 1)
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(
         contents=st.lists(st.binary(max_size=80), min_size=1, max_size=6),
         where=st.floats(0, 1, exclude_max=True),
@@ -67,7 +68,7 @@ class ScanTests(SynchronousTestCase):
         gaps = [each for each in found if isinstance(each, Damage)]
         self.assertEqual(gaps, [Damage(end - len(pieces[hit]), len(pieces[hit]))])
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(contents=st.lists(st.binary(max_size=80), min_size=1, max_size=4), where=st.floats(0, 1, exclude_max=True))
     def test_cut_short(self, contents: list[bytes], where: float) -> None:
         """Cut anywhere, the entries that are whole are found, and nothing else is."""
@@ -81,14 +82,14 @@ class ScanTests(SynchronousTestCase):
         found = [each.content for each in scan(self.write(whole[:cut])) if isinstance(each, Entry)]
         self.assertEqual(found, contents[:whole_entries])
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(st.binary(max_size=300))
     def test_junk(self, junk: bytes) -> None:
         """Junk with the magic bytes in it is passed over up to the next entry."""
         found = list(scan(self.write(b"ASe1" + junk + entry(b"content"))))
         self.assertEqual(found[-1].content if isinstance(found[-1], Entry) else None, b"content")
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(
         contents=st.lists(st.binary(max_size=80), min_size=1, max_size=6),
         where=st.floats(0, 1, exclude_max=True),
@@ -104,7 +105,7 @@ class ScanTests(SynchronousTestCase):
         with mock.patch.object(scan_module, "SCAN_BYTES", window):
             self.assertEqual(list(scan(path)), expected)
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(
         sizes=st.lists(st.integers(0, 9000), min_size=1, max_size=8),
         bad=st.sets(st.integers(0, 20), max_size=4),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
@@ -19,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from artifactserver.tls import server_tls
 from artifactserver.tls_transport import SLICE_BYTES, TlsFactory, TlsTransport
 from tests.certificates import server_certificate
+from tests.chance import examples
 
 
 class _Kept(Protocol):
@@ -155,7 +156,7 @@ class TlsTransportTests(SynchronousTestCase):
             line.to_server(line.encrypted(b"first", content, b"last"))
             self.assertEqual(line.protocol.pieces, [b"first" + content + b"last"])
 
-    @settings(max_examples=15, deadline=None)
+    @examples(15)
     @given(st.lists(st.integers(0, 100_000), max_size=8), st.lists(st.binary(max_size=40_000), max_size=5))
     def test_cut_anywhere(self, sizes: list[int], messages: list[bytes]) -> None:
         """However the ciphertext was cut, the plaintext is the same."""
