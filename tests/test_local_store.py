@@ -19,12 +19,13 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
-from artifactserver.store import batch, committer, disk, fsck, local, rebuild, room, uploads
+from artifactserver.store import batch, committer, disk, fsck, local, rebuild, register, room, touches, uploads
 from artifactserver.store import damage as damage_module
 from artifactserver.store import packs as packs_module
+from artifactserver.store.changes import Changes
 from artifactserver.store.digest import Digests
 from artifactserver.store.files import FileName
-from artifactserver.store.index import Changes, Index
+from artifactserver.store.index import Index
 from artifactserver.store.interface import (
     Blob,
     BlobMissing,
@@ -391,7 +392,7 @@ class RetirementTests(LocalStoreTestCase):
         each = random_blob(100_000)
         await put(store, each)
         self.assertEqual([key[:4] for key, _ in store._index.rows("ages")], [(1_000_000).to_bytes(4, "big")])
-        clock[0] += local.TOUCH_SECONDS + 1
+        clock[0] += touches.TOUCH_SECONDS + 1
         self.assertEqual(await store.find_missing(Digests.of([each.digest])), [])
         await put(store, random_blob())
         ages = [key for key, _ in store._index.rows("ages")]
@@ -417,7 +418,7 @@ class RetirementTests(LocalStoreTestCase):
         each = random_blob()
         await put(store, each)
         await store.set_record(Record(KEY, b"", (Reference(each.digest),)))
-        with mock.patch.object(local, "require_all", side_effect=AssertionError("walked")):
+        with mock.patch.object(register, "require_all", side_effect=AssertionError("walked")):
             self.assertIsNotNone(await store.get_record(KEY))
 
     async def test_many_names_are_one_walk_and_one_commit(self) -> None:
@@ -574,7 +575,7 @@ class RoomTests(LocalStoreTestCase):
         clock = [1_000_000.0]
         store = await self.open_store(self.new_path(), now=lambda: clock[0])
         await store.set_record(Record(KEY, b"x", ()))
-        clock[0] += local.TOUCH_SECONDS + 1
+        clock[0] += touches.TOUCH_SECONDS + 1
         gate = threading.Event()
         real = batch.Batch.commit
 

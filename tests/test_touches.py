@@ -7,10 +7,10 @@ from typing import Any, cast
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.store import local, touches
+from artifactserver.store import touches
 from artifactserver.store.batch import Work
+from artifactserver.store.changes import Changes
 from artifactserver.store.digest import Digests
-from artifactserver.store.index import Changes
 from artifactserver.store.interface import StoreBroken
 from artifactserver.store.rows import FileRow
 from artifactserver.store.touches import Touches
@@ -96,7 +96,7 @@ class LocalStoreTests(LocalStoreTestCase):
         store = await self.open_store(self.new_path(), now=lambda: clock[0])
         blobs = [random_blob(100_000) for _ in range(7)]
         await put(store, *blobs)
-        clock[0] += local.TOUCH_SECONDS + 1
+        clock[0] += touches.TOUCH_SECONDS + 1
         wanted = Digests.of(each.digest for each in blobs)
         self.assertEqual(await store.find_missing(wanted), [])
         while store._touches._writing:

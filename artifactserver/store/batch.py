@@ -19,8 +19,9 @@ from typing import Any
 from twisted.python.failure import Failure
 
 from artifactserver.store import disk
+from artifactserver.store.changes import Changes
 from artifactserver.store.files import FileName
-from artifactserver.store.index import Changes, Index
+from artifactserver.store.index import Index
 from artifactserver.store.interface import Blob, StoreError
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import (

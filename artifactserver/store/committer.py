@@ -19,7 +19,8 @@ from twisted.python.failure import Failure
 
 from artifactserver.store import disk
 from artifactserver.store.batch import Batch, PackTaken, Work
-from artifactserver.store.index import Changes, Index
+from artifactserver.store.changes import Changes
+from artifactserver.store.index import Index
 from artifactserver.store.interface import SHUTTING_DOWN, StoreBroken, StoreError, TooBusy
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import PackWriter, pack_name

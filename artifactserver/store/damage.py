@@ -13,9 +13,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from artifactserver.store.batch import Work
+from artifactserver.store.changes import Changes
 from artifactserver.store.digest import Digest
 from artifactserver.store.files import FileName
-from artifactserver.store.index import Changes
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import Place, entry_bytes, pack_name
 from artifactserver.store.rows import FileRow, RecordRow

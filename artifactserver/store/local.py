@@ -1,8 +1,6 @@
 """The store on a local disk: packs for what is small, files for what is large, LMDB to find it, one committer.
 
-Everything here runs in the reactor's thread.  Records point at blobs; a record is handed out only while everything it
-requires is present, and that is looked up again when something was removed since the last time, or when the last time
-is long ago.
+Everything here runs in the reactor's thread.
 """
 
 from __future__ import annotations
@@ -18,32 +16,27 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from artifactserver.store import disk
 from artifactserver.store.batch import Work
 from artifactserver.store.committer import Committer
 from artifactserver.store.damage import Quarantine
 from artifactserver.store.digest import EMPTY, Digest, Digests
 from artifactserver.store.interface import (
-    BadReference,
     Blob,
     BlobReader,
     BlobTooLarge,
     ContentMismatch,
-    Incomplete,
     NoRoom,
     Record,
     RecordKey,
     StoreError,
 )
-from artifactserver.store.packs import KIND_RECORD, DamagedEntry
 from artifactserver.store.presence import Presence
 from artifactserver.store.reading import Reading
-from artifactserver.store.records import Change, WrittenChange, record_hash
+from artifactserver.store.register import Register
 from artifactserver.store.repository import Repository
 from artifactserver.store.room import Promise, Room
-from artifactserver.store.rows import PACKED, PACKED_BYTES, SET, FileRow, RecordRow, name_row, unpack_packed
-from artifactserver.store.touches import Touches
-from artifactserver.store.trees import require_all
+from artifactserver.store.rows import PACKED, PACKED_BYTES, FileRow, unpack_packed
+from artifactserver.store.touches import TOUCH_SECONDS, Touches
 from artifactserver.store.uploads import FileUpload, Uploads
 
 #: Blobs up to this size, in bytes, share packs; larger ones get a file each.
@@ -51,12 +44,6 @@ SMALL_BYTES = 64 * 1024
 
 #: The largest blob that is taken: its checksums have to fit into a row of the index.
 MAX_BLOB_BYTES = 64 * 1024**3
-
-#: Seconds for which what is used is kept at least: what clients assume (Bazel, Buck2).
-MIN_LIFETIME = 3 * 3600
-
-#: Seconds after which a new use of a large file, or of what a record reaches, is noted again.
-TOUCH_SECONDS = MIN_LIFETIME // 3
 
 #: Seconds between two complaints in the log that the disk is full.
 COMPLAINT_SECONDS = 60
@@ -72,9 +59,6 @@ STOP_SECONDS = 5.0
 
 #: Bytes of blobs that one call holds while it carries them out of packs that are about to go.
 RESCUE_BYTES = 4 * 1024 * 1024
-
-#: Notes of walks that may be on their way to the index at once; more are left out, and made at the next use.
-PASSING = 1_000
 
 
 class LocalStore:
@@ -105,7 +89,6 @@ class LocalStore:
         self._room = Room(path, head_room_min)
         self._complained = float("-inf")
         self._cannot_reserve = False
-        self._passing: set[bytes] = set()
         self._turns = DeferredSemaphore(BATCHED_UPLOADS)
         self._stopping = False
         self._pool = ThreadPool(minthreads=1, maxthreads=DISK_THREADS, name="disk")
@@ -134,6 +117,16 @@ class LocalStore:
             self._reactor.seconds,
         )
         self._reading = Reading(layout, self._index, self._in_thread, self._quarantine)
+        self._register = Register(
+            self,
+            self._index,
+            self._reading,
+            self._quarantine,
+            self._committer.submit,
+            self._room,
+            self._now,
+            self._give_way,
+        )
         self._pool.start()
         self._pool.callInThread(self._index.warm, lambda: not self._stopping)
         self._committer.start()
@@ -327,31 +320,11 @@ class LocalStore:
     # Records
 
     async def get_record(self, key: RecordKey) -> Record | None:
-        hash = record_hash(key)
-        row, epoch, record = await self._read_record(key, hash)
-        if row is None or record is None or (record.expires is not None and record.expires <= self._now()):
-            return None
-        now = int(self._now())
-        if row.epoch != epoch or now - row.walked > TOUCH_SECONDS:
-            try:
-                await require_all(self, record.references, self._give_way)
-            except (Incomplete, BadReference) as error:
-                self._log.debug("record {name} is not handed out: {error}", name=key.name, error=error)
-                return None
-            sequence = row.sequence
-            self._in_passing(hash, Work(edit=lambda changes: changes.note_walk(hash, sequence, epoch, now)))
-        return record
+        return await self._register.get(key)
 
     async def set_records(self, records: Sequence[Record]) -> None:
-        if not records:
-            return
-        _, _, epoch = self._index.look_up_record(record_hash(records[0].key))
-        references = dict.fromkeys(reference for record in records for reference in record.references)
-        await require_all(self, list(references), self._give_way)
-        work = Work(changes=Change.setting(records), epoch=epoch)
         try:
-            with self._room.promise(work.size):
-                await self._committer.submit(work)
+            await self._register.set(records)
         except NoRoom as error:
             self._complain(error)
             raise
@@ -360,45 +333,12 @@ class LocalStore:
         await self.set_records([record])
 
     async def delete_record(self, key: RecordKey) -> bool:
-        row, _, _ = self._index.look_up_record(record_hash(key))
-        if row is None or row.state != SET:
-            return False
-        await self._committer.submit(Work(changes=[Change(key, None)]))
-        return True
-
-    async def _read_record(self, key: RecordKey, hash: bytes) -> tuple[RecordRow | None, int, Record | None]:
-        """A record's row, the eviction epoch of that moment, and the record."""
-        for last_try in (False, True):
-            row, table, epoch = self._index.look_up_record(hash)
-            if row is None or row.state != SET or row.place.pack not in table.all:
-                return None, epoch, None
-            try:
-                content = await self._reading.entry(row.place, KIND_RECORD, 0, hash)
-                written = WrittenChange.decode(content)
-                if written is not None and written.change.key == key:
-                    return row, epoch, written.change.record
-                raise DamagedEntry("it is not the change of this record")
-            except (DamagedEntry, OSError) as error:
-                if isinstance(error, OSError) and not disk.is_lost(error):
-                    raise disk.failure(error, "reading a record") from error
-                if last_try:
-                    name = name_row(key.kind, key.instance, key.name, hash)
-                    await self._quarantine.record(hash, name, row, str(error))
-        return None, 0, None
+        return await self._register.delete(key)
 
     # Threads and time
 
     def _in_thread(self, function: Callable[[], Any]) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._pool, function)
-
-    def _in_passing(self, record: bytes, work: Work) -> None:
-        """Commit something that nobody waits for, unless the same is on its way already, or too much is."""
-        if record in self._passing or len(self._passing) >= PASSING:
-            return
-        self._passing.add(record)
-        done = self._committer.submit(work)
-        done.addErrback(lambda failure: self._log.warn("the index was not updated: {error}", error=failure.value))
-        done.addBoth(lambda _: self._passing.discard(record))
 
     def _give_way(self) -> Awaitable[None]:
         return deferLater(self._reactor, 0)

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from artifactserver.store import disk
+from artifactserver.store.changes import Changes
 from artifactserver.store.files import FileName
 from artifactserver.store.fsck import Progress, Report, content_of_file, is_what_it_says, large_files
-from artifactserver.store.index import Changes, Index
+from artifactserver.store.index import Index
 from artifactserver.store.interface import StoreError
 from artifactserver.store.layout import Layout, RepositoryProblem
 from artifactserver.store.packs import KIND_BLOB, Place, entry_bytes, pack_ids, pack_name

@@ -13,8 +13,14 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from artifactserver.store.batch import Work
-from artifactserver.store.index import Changes
+from artifactserver.store.changes import Changes
 from artifactserver.store.interface import StoreError
+
+#: Seconds for which what is used is kept at least: what clients assume (Bazel, Buck2).
+MIN_LIFETIME = 3 * 3600
+
+#: Seconds after which a new use of a large file, or of what a record reaches, is noted again.
+TOUCH_SECONDS = MIN_LIFETIME // 3
 
 #: Notes that are written in one transaction: some 15 ms.
 TOUCHES_AT_ONCE = 1_000
