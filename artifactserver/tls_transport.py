@@ -7,7 +7,8 @@ as if there were no TLS.
 
 It relies on these internals of `TLSMemoryBIOProtocol`, and ``tests/test_tls_transport.py`` on their being there:
 ``_tlsConnection``, ``_handshakeDone``, ``_appSendBuffer``, ``_bufferedWrite``, ``_lostTLSConnection``, ``_aborted``,
-``_tlsShutdownFinished``, ``_shutdownTLS``, and that it calls ``_write``, ``_flushSendBIO`` and ``_flushReceiveBIO``.
+``_producer``, ``_tlsShutdownFinished``, ``_shutdownTLS``, and that it calls ``_write``, ``_flushSendBIO`` and
+``_flushReceiveBIO``.
 """
 
 from __future__ import annotations
@@ -92,6 +93,14 @@ class TlsTransport(TLSMemoryBIOProtocol):
                 if end is not None:
                     break
         self._deliver(pieces, end)
+
+    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
+        # A transport that has paused a producer waits for it, and this one has nothing more to say.
+        producer = self._producer
+        if producer is not None:
+            self.unregisterProducer()
+            producer.stopProducing()
+        super()._tlsShutdownFinished(reason)
 
     def _flushReceiveBIO(self) -> None:
         """Hand on what has been received, and see whether that was the end."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
+from twisted.internet.threads import deferToThread
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from artifactserver.sockets import adopt, open_sockets
 from artifactserver.tls import server_tls
 from artifactserver.tls_transport import SLICE_BYTES, TlsFactory, TlsTransport
 from tests.certificates import server_certificate
@@ -119,6 +124,7 @@ class TlsTransportTests(SynchronousTestCase):
             ("_appSendBuffer", []),
             ("_lostTLSConnection", False),
             ("_aborted", False),
+            ("_producer", None),
         ):
             self.assertEqual(getattr(line.server, name), value, name)
         for name in ("bio_read", "bio_write", "send", "recv"):
@@ -222,3 +228,105 @@ class TlsTransportTests(SynchronousTestCase):
         line.server.unregisterProducer()
         line.to_client()
         self.assertEqual(line.client.read(1), b"")
+
+
+class _Talker(Protocol):
+    """Writes for as long as it may."""
+
+    def __init__(self) -> None:
+        self.lost: Deferred[None] = Deferred()
+        self.written = 0
+        self._may = False
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.registerProducer(self, True)  # type: ignore[attr-defined]
+        self.resumeProducing()
+
+    def resumeProducing(self) -> None:
+        assert self.transport is not None
+        self._may = True
+        while self._may and self.written < 2**25:
+            self.written += 100_000
+            self.transport.write(bytes(100_000))
+
+    def pauseProducing(self) -> None:
+        self._may = False
+
+    def stopProducing(self) -> None:
+        self._may = False
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost.callback(None)
+
+
+class PausedTests(TestCase):
+    """Over real sockets: a peer that ends while a producer is paused, since it has not read."""
+
+    def setUp(self) -> None:
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        files = server_certificate().write(directory)
+        self.talker = _Talker()
+        (listening,) = open_sockets("127.0.0.1", 0)
+        self.address = listening.getsockname()
+        factory = TlsFactory(server_tls(files.key, files.certificate, None), Factory.forProtocol(self._talk), reactor)
+        port = adopt(reactor, listening, factory)  # type: ignore[arg-type]
+        self.addCleanup(port.stopListening)
+
+    def _talk(self) -> Protocol:
+        return self.talker
+
+    def _begin(self) -> tuple[socket.socket, ssl.SSLObject, ssl.MemoryBIO]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(incoming, outgoing)
+        connection = socket.create_connection(self.address, timeout=20)
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                connection.sendall(outgoing.read())
+                incoming.write(connection.recv(65536))
+        client.write(b"go")
+        connection.sendall(outgoing.read())
+        return connection, client, outgoing
+
+    async def _end_with(self, last_words: Callable[[ssl.SSLObject, ssl.MemoryBIO], bytes]) -> None:
+        connection, client, outgoing = await deferToThread(self._begin)
+        self.addCleanup(connection.close)
+        before = -1
+        while before != self.talker.written:
+            before = self.talker.written
+            await deferLater(reactor, 0.2)
+        self.assertGreater(before, 0)
+        connection.sendall(last_words(client, outgoing))
+
+        def read_on() -> None:
+            try:
+                while connection.recv(2**20):
+                    pass
+            except ConnectionResetError:
+                pass
+
+        await deferToThread(read_on)
+        await self.talker.lost
+
+    async def test_close(self) -> None:
+        """One that says that it closes gets what was written before, and the connection is over."""
+
+        def close(client: ssl.SSLObject, outgoing: ssl.MemoryBIO) -> bytes:
+            try:
+                client.unwrap()
+            except ssl.SSLWantReadError:
+                pass
+            return outgoing.read()
+
+        await self._end_with(close)
+
+    async def test_garbage(self) -> None:
+        """So it is with one that sends what is no TLS."""
+        await self._end_with(lambda client, outgoing: b"\x17\x03\x03\x00\x20" + bytes(32))
