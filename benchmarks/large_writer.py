@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from artifactserver.proto import bytestream_pb2
+from artifactserver.services.encoding import varint
 from benchmarks import part
 from benchmarks.client import require
 from benchmarks.messages import LARGE, WRITE, WRITE_MESSAGE, upload_name
@@ -62,16 +63,7 @@ def _head(name: str, offset: int) -> bytes:
     fields = bytestream_pb2.WriteRequest(
         resource_name=name, write_offset=offset, finish_write=offset + WRITE_MESSAGE == LARGE
     )
-    return fields.SerializeToString() + bytes((_DATA_FIELD,)) + _varint(WRITE_MESSAGE)
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    return fields.SerializeToString() + bytes((_DATA_FIELD,)) + varint(WRITE_MESSAGE)
 
 
 if __name__ == "__main__":

@@ -314,17 +314,25 @@ class ConnectionTests(SynchronousTestCase):
         self.assertEqual(set(line.statuses()), {1, 3, 1005})
 
     def test_unread_refusals(self) -> None:
-        """Refusals that a client does not read are counted like all else that waits for it, and it is cut off."""
-        line = Wire(Limits(held_bytes=100_000 + UNSENT_BYTES))
+        """A client that makes calls which are refused, and does not read that, is cut off before it costs much."""
+        line = Wire(Limits(owed_bytes=50_000))
         line.protocol.pauseProducing()
         cut: list[str] = []
         line.transport.abortConnection = lambda: cut.append("off")  # type: ignore[method-assign]
-        with capturedLogs():
+        with capturedLogs() as events:
             for number in range(1, 4001, 2):
                 line.call(number, "Forbidden", b"")
-                self.assertLessEqual(line.protocol.engine.sender.in_line, 100_000)
+                self.assertLessEqual(line.protocol.engine.sender.in_line, 50_000)
         self.assertEqual(cut, ["off"])
+        self.assertEqual([event["reason"] for event in events], ["it does not read"])
         self.assertEqual(line.protocol.engine.sender.in_line, 0)
+
+    def test_unread_refusals_count(self) -> None:
+        """Refusals that are not read count with all else that is held for their client."""
+        line = Wire()
+        line.protocol.pauseProducing()
+        line.call(1, "Forbidden", b"")
+        self.assertEqual(line.factory.ledger.held, line.protocol.engine.sender.in_line + UNSENT_BYTES)
 
     def test_no_cycles(self) -> None:
         """A call that is over is gone at once, however it ended: nothing has to look for what is left of it."""

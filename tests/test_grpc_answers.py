@@ -11,7 +11,7 @@ from hpack import Decoder
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactserver.proto import status_pb2
-from artifactserver.rpc import answers
+from artifactserver.rpc import answers, http2
 from artifactserver.rpc.status import Code, RpcError
 from tests import http2_peer as wire
 from tests.echo_service import Wire, value
@@ -191,4 +191,4 @@ class BlockTests(SynchronousTestCase):
         """What a block takes of a header list is counted as its receiver will count it."""
         block = Decoder().decode(answers.HEAD)
         fields = [(str(name).encode(), str(text).encode()) for name, text in block]
-        self.assertEqual(answers.list_bytes(fields), list_size({str(name): str(text) for name, text in block}))
+        self.assertEqual(http2.list_size(fields), list_size({str(name): str(text) for name, text in block}))

@@ -297,6 +297,9 @@ class SameBlockTests(SynchronousTestCase):
         blocks = HeaderBlocks(Limits(), beginnings)
         for _ in range(3):
             blocks.request(self.encoder.encode(self.fields(("authorization", "Bearer secret"))))
+        blocks, encoder = HeaderBlocks(Limits(), beginnings), Encoder()
+        for _ in range(3):
+            blocks.request(encoder.encode([*REQUEST, ("x-api-key", "secret", True)]))
         self.assertEqual((beginnings.start.heads, beginnings.start.steps), ({}, {}))
 
     def test_huge_blocks_are_not_remembered(self) -> None:

@@ -7,10 +7,9 @@ what a client announces if that is less.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 
 from artifactserver.rpc.codes import Code
-from artifactserver.rpc.http2 import encode
+from artifactserver.rpc.http2 import encode, list_size
 from artifactserver.rpc.messages import ENCODINGS, STATUS_MESSAGE_BYTES, encode_binary, encode_status_message
 
 _CONTENT_TYPE = (b"content-type", b"application/grpc")
@@ -27,26 +26,17 @@ HEADER_LIST_BYTES = 8192
 DETAILS_BYTES = 3000
 
 
-#: What a field takes in a header list besides its name and value (RFC 9113, section 6.5.2).
-_FIELD_BYTES = 32
-
-
-def list_bytes(fields: Iterable[tuple[bytes, bytes]]) -> int:
-    """How much of a peer's SETTINGS_MAX_HEADER_LIST_SIZE fields take."""
-    return sum(len(name) + len(value) + _FIELD_BYTES for name, value in fields)
-
-
 def _add_status(
     fields: list[tuple[bytes, bytes]], code: Code, message: str, details: bytes, room: int
 ) -> list[tuple[bytes, bytes]]:
     """Add the status, which has to be there, and as much of the rest as there is ``room`` for: the message first."""
     fields.append((b"grpc-status", b"%d" % code))
-    room -= list_bytes(fields) + len(b"grpc-message") + _FIELD_BYTES
+    room -= list_size([*fields, (b"grpc-message", b"")])
     # Spaces at both ends take two bytes more each.
     encoded = encode_status_message(message, max(0, min(STATUS_MESSAGE_BYTES, room - 4)))
     if encoded:
         fields.append((b"grpc-message", encoded))
-        room -= len(encoded) + len(b"grpc-status-details-bin") + _FIELD_BYTES
+        room -= len(encoded) + list_size([(b"grpc-status-details-bin", b"")])
     encoded = encode_binary(details)
     if encoded and len(encoded) <= min(DETAILS_BYTES, room):
         fields.append((b"grpc-status-details-bin", encoded))
@@ -69,7 +59,7 @@ def trailers_only(code: Code, message: str, details: bytes = b"", most: int = HE
     if code is Code.UNIMPLEMENTED:
         # Who sent an encoding that we lack has to be told what we have (gRPC, doc/compression.md).
         fields.append((b"grpc-accept-encoding", b",".join(ENCODINGS)))
-    most -= list_bytes([(b":status", b"200")])
+    most -= list_size([(b":status", b"200")])
     return encode(_add_status(fields, code, message, details, most), status=200)
 
 

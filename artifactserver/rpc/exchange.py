@@ -245,7 +245,7 @@ class Exchange:
     # The end
 
     def _finished(self, answer: Any) -> None:
-        """The handler has returned, for a response of one message with that message."""
+        """The handler has returned: with the response, if that is one message, or with what will yield its messages."""
         if self.over:
             return
         stream = self.stream

@@ -13,7 +13,7 @@ from artifactserver.rpc.http2 import Connection, Limits, Stream
 
 
 class Verdict(enum.Enum):
-    """What to do about a connection, or a call on it."""
+    """What to do about a connection."""
 
     #: It has begun to say something small and does not get to the end, or has said nothing at all.
     TOO_SLOW = "too slow"

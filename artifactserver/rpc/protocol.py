@@ -152,6 +152,10 @@ class GrpcProtocol(Protocol):
             self._write()
         finally:
             self._busy = False
+        if self.engine.sender.in_line > self.limits.owed_bytes:
+            # Answers that are headers alone: their calls are over, so there is nothing else to hold them back by.
+            self._cut_off("it does not read")
+            return
         self._settle_accounts()
         if self._draining and not self.engine.streams and self._goaway_timer is None:
             self._close()
@@ -264,8 +268,7 @@ class GrpcProtocol(Protocol):
             for event in self.engine.fail(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too slow to say anything")):
                 self._rare(event)
         elif findings.connection is Verdict.UNREAD:
-            self.factory.complain("{peer} was cut off: it does not read", peer=self._caller.address)
-            self.abort()
+            self._cut_off("it does not read")
         if self._closing:
             return
         limits = self.limits
@@ -309,12 +312,7 @@ class GrpcProtocol(Protocol):
         try:
             if largest is None:
                 most = self._account.held
-                self.factory.complain(
-                    "{peer} was cut off: {most} bytes that wait for it were too many",
-                    peer=self._caller.address,
-                    most=most,
-                )
-                self.abort()
+                self._cut_off(f"{most} bytes that wait for it are too many")
                 return most
             self.factory.complain(
                 "a call of {peer} was given up: {most} bytes held for it were too many",
@@ -347,6 +345,10 @@ class GrpcProtocol(Protocol):
             timer.cancel()
         self.engine.goaway()
         self.flush()
+
+    def _cut_off(self, reason: str) -> None:
+        self.factory.complain("{peer} was cut off: {reason}", peer=self._caller.address, reason=reason)
+        self.abort()
 
     def abort(self) -> None:
         """Close without regard for what runs or is still to be sent."""

@@ -66,7 +66,8 @@ class GrpcFactory(Factory):
             if outermost:
                 waiting, self.waiting = self.waiting, None
                 for connection in waiting:
-                    connection.flush()
+                    with self._log.failuresHandled("while sending what is ready"):
+                        connection.flush()
 
     def drain(self, grace: float) -> Deferred[None]:
         """Let running calls finish within ``grace`` seconds, then cut off what is left; fires when all is closed."""

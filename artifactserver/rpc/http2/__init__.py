@@ -19,7 +19,7 @@ from artifactserver.rpc.http2.events import (
     RequestRefused,
     StreamReset,
 )
-from artifactserver.rpc.http2.headers import RequestHead, encode
+from artifactserver.rpc.http2.headers import RequestHead, encode, list_size
 from artifactserver.rpc.http2.limits import Limits
 from artifactserver.rpc.http2.reading import PREFACE
 from artifactserver.rpc.http2.sending import Sender
@@ -47,4 +47,5 @@ __all__ = [
     "StreamFault",
     "StreamReset",
     "encode",
+    "list_size",
 ]

@@ -25,7 +25,7 @@ from artifactserver.rpc.http2.limits import Limits
 
 #: Blocks beyond this, in bytes, are not remembered: no client repeats them, and the memory shall stay small.
 CACHEABLE = 4096
-#: Blocks from the start of a connection that are remembered for others.
+#: Blocks from the start of a connection that are remembered for others, besides those that leave the table as it is.
 BEGINNING = 8
 #: What it takes to remember a block besides its bytes, measured and rounded up: objects for the moment, the head, and
 #: what the layer above makes of it.
@@ -45,7 +45,7 @@ class Moment:
     """What is known when certain blocks have been received.
 
     :ivar table: the entries of the dynamic table, oldest first.
-    :ivar depth: how many blocks have led here.
+    :ivar depth: how many blocks that changed the table have led here.
     :ivar heads: blocks that leave the table as it is.
     :ivar steps: blocks that change it, and where they lead.
     """
@@ -135,7 +135,9 @@ class HeaderBlocks:
         decoder = self._leave()
         fields, unchanged = self._decode(decoder, block)
         head = request_head(fields)
-        if moment is not None and decoder.header_table.maxsize == DEFAULT_TABLE_BYTES:
+        # What a client marks as never to be indexed is as private as credentials are (RFC 7541, section 7.1.3).
+        shared = all(getattr(field, "indexable", True) for field in fields)
+        if moment is not None and shared and decoder.header_table.maxsize == DEFAULT_TABLE_BYTES:
             table = tuple(reversed(decoder.header_table.dynamic_entries))
             self._moment = self._beginnings.learn(moment, block, head, table)
             if self._moment is not None:

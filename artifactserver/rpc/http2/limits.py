@@ -41,7 +41,8 @@ class Limits:
     :ivar message_bytes: the largest gRPC message, before and after decompression.
     :ivar response_bytes_queued: response data of one call that waits to be sent before its handler is suspended.
     :ivar working_bytes: what unary calls of a connection are at, before further calls have to wait.
-    :ivar owed_bytes: response data of a connection that waits to be sent before further calls have to wait their turn.
+    :ivar owed_bytes: response data of a connection that waits to be sent before further calls have to wait their turn;
+        and answers without data that wait to be sent before the connection is cut off.
     :ivar held_bytes: memory held for one connection: request and response data, and a little for each call.
     :ivar held_bytes_in_all: memory held for all connections of a factory together.
     :ivar handshake_seconds: from a connection's start to its first SETTINGS frame, and for any one frame to arrive.
