@@ -19,7 +19,7 @@ from tests.processes import Server
 from tests.uploaders import Ledger, Uploaders, check_everything
 
 #: How many servers are killed in the long test.
-KILLS = 150
+KILLS = 100
 
 
 class _Unwatched:
