@@ -3,11 +3,13 @@
 HTTP/2 without TLS starts with a preface that no HTTP/1.1 request can start with.  Over TLS, ALPN has decided before the
 first byte; a client without ALPN is told apart by the preface there too.  A peer that says nothing is let go.
 
-HTTP/1.1 is answered by `not_found_site` until there is something to find.
+HTTP/1.1 is answered by `not_found_site` until there is something to find: those who may ask that learn that there is
+nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import (
@@ -27,6 +29,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 from zope.interface import implementer
 
+from artifactserver.access import Caller, Refusal, http_right
 from artifactserver.complaints import Complaints
 
 #: How the preface of HTTP/2 begins (RFC 9113, section 3.4).  Whatever begins so and goes on otherwise is HTTP/2's to
@@ -169,9 +172,17 @@ class _Nowhere:
 
 
 class _BodylessRequest(Request):
-    """A request whose body is not wanted: what comes of it is thrown away as it comes."""
+    """A request whose body is not wanted: what comes of it is thrown away as it comes.
+
+    :ivar refusal: why it may not be made, or `None` if it may.
+    """
+
+    channel: _Channel
+    refusal: Refusal | None = None
 
     def gotLength(self, length: int | None) -> None:
+        # The head is complete, and nothing else is here.
+        self.refusal = self.channel.caller.refusal(http_right(self.channel._command, self.channel._path))
         self.content = _Nowhere()
         if self.requestHeaders.hasHeader(b"expect"):
             # The client asks before it sends.  It is answered now, and since it may yet send, not listened to again.
@@ -188,22 +199,31 @@ class _NotFound(Resource):
     isLeaf = True
 
     def render(self, request: Request) -> bytes:
+        assert isinstance(request, _BodylessRequest)
         # A method that no resource here knows is still a path that does not exist.
-        request.setResponseCode(404)
+        status, body = 404, _NOTHING_HERE
+        if request.refusal is not None:
+            status, body = 403, request.refusal.reason.encode() + b"\n"
+        request.setResponseCode(status)
         request.setHeader(b"content-type", b"text/plain; charset=utf-8")
         # Says its length for a HEAD request too.  To leave the body out is for us: Twisted would, but logs a complaint.
-        request.setHeader(b"content-length", b"%d" % len(_NOTHING_HERE))
-        return b"" if request.method == b"HEAD" else _NOTHING_HERE
+        request.setHeader(b"content-length", b"%d" % len(body))
+        return b"" if request.method == b"HEAD" else body
 
 
 class _Channel(http.HTTPChannel):
-    """A connection of HTTP/1.1 that says what was too long, and lets slow clients go without a word in the log."""
+    """A connection of HTTP/1.1 that says what was too long, and lets slow clients go without a word in the log.
+
+    :ivar caller: who is at its other end.
+    """
 
     MAX_LENGTH = LINE_BYTES
     totalHeadersSize = HEAD_BYTES
     transport: Any
+    site: _QuietSite
 
     def connectionMade(self) -> None:
+        self.caller = self.site.caller_of(self.transport)
         # Below TLS, if there is TLS.
         getattr(self.transport, "transport", self.transport).bufferSize = HTTP1_READ_BYTES
         super().connectionMade()
@@ -238,13 +258,17 @@ class _Channel(http.HTTPChannel):
 
 class _QuietSite(Site):
     protocol = _Channel  # type: ignore[assignment]
+    caller_of: Callable[[ITransport], Caller]
 
     def log(self, request: http.Request) -> None:
         """An access log is not wanted for answers that are all the same."""
 
 
-def not_found_site(reactor: IReactorTime) -> Site:
-    """A web site that has nothing: every request is answered with 404, and no body is kept."""
+def not_found_site(caller_of: Callable[[ITransport], Caller], reactor: IReactorTime) -> Site:
+    """A web site that has nothing: a request that may be made is answered with 404, and no body is kept.
+
+    :param caller_of: who is at the other end of a transport; called once its handshake is done.
+    """
     site = _QuietSite(
         _NotFound(),
         requestFactory=_BodylessRequest,
@@ -252,6 +276,7 @@ def not_found_site(reactor: IReactorTime) -> Site:
         reactor=reactor,
         timeout=HEAD_SECONDS,
     )
+    site.caller_of = caller_of
     site.noisy = False
     site.displayTracebacks = False
     return site

@@ -16,9 +16,13 @@ from twisted.python.usage import CompleteDirs, CompleteFiles, Completions, Usage
 from twisted.python.usage import Options as _Options
 
 from artifactserver import __version__
+from artifactserver.access import Source
 
 #: Where ``twistd artifactserver`` listens if it is not told: where BuildStream's manual has a server to pull from.
 DEFAULT_PORT = 11001
+
+#: Where the server gets from whom it knows: the options, and how clients prove who they are.
+SOURCES: dict[str, Source] = {"client-certs": "certificate"}
 
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,9})?(?:e\d{1,2})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = ("", "k", "m", "g", "t")
@@ -30,8 +34,9 @@ _MAX_SIZE = 2**63 - 1
 class Options(_Options):
     """The options of ``twistd artifactserver``.
 
-    After parsing there are: ``port``; ``interface``, `None` for all; ``repo``, ``server-key``, ``server-cert`` and
-    ``client-certs``, each an absolute path or, but for ``repo``, `None`; ``enable-push``; ``head-room-min`` and
+    After parsing there are: ``port``; ``interface``, `None` for all; ``public-port``, `None` for no such port, and
+    ``public-interface``; ``repo``, ``server-key``, ``server-cert`` and ``client-certs``, each an absolute path or, but
+    for ``repo``, `None`; the flags ``client-certs-optional``, ``enable-push`` and ``private``; ``head-room-min`` and
     ``head-room-max`` in bytes.
     """
 
@@ -45,6 +50,8 @@ class Options(_Options):
     optParameters: list[list[Any]] = [
         ["port", "p", str(DEFAULT_PORT), "TCP port to listen on, 0 for any that is free."],
         ["interface", None, None, "IP address or name to listen on; if left out, all addresses, IPv4 and IPv6."],
+        ["public-port", None, None, "TCP port from which everybody may pull, beside --port; 0 for any that is free."],
+        ["public-interface", None, None, "IP address or name for --public-port; if left out, all addresses."],
         ["server-key", None, None, "Private key for TLS (PEM file).  Needs --server-cert."],
         [
             "server-cert",
@@ -68,6 +75,12 @@ class Options(_Options):
     ]
     optFlags: list[list[Any]] = [
         ["enable-push", None, "Let clients upload.  Without it they can only pull."],
+        [
+            "client-certs-optional",
+            None,
+            "Let in clients without a certificate as well, to pull.  Needs --client-certs.",
+        ],
+        ["private", None, "Let nobody pull but clients that prove who they are.  Needs --client-certs."],
     ]
     compData = Completions(
         optActions={
@@ -103,12 +116,12 @@ class Options(_Options):
         if not self._rundir().is_dir():
             # It would be made on the way to the repository.
             raise UsageError(f"--rundir {self._rundir()} is not a directory: make it, or give another")
-        self["port"] = _port(self["port"])
-        for name in ("interface", "server-key", "server-cert", "client-certs", "repo"):
+        self["port"] = _port("port", self["port"])
+        for name in ("interface", "public-interface", "server-key", "server-cert", "client-certs", "repo"):
             if self[name] == "":
                 word = "REPO" if name == "repo" else f"--{name}"
                 raise UsageError(f"{word} is empty: give a name, or leave it out")
-            if name != "interface" and self[name] is not None:
+            if not name.endswith("interface") and self[name] is not None:
                 self[name] = self._path(self[name])
         if self["repo"] is None:
             self["repo"] = self._default_repo()
@@ -117,6 +130,12 @@ class Options(_Options):
             raise UsageError(f"--server-{there} is given without --server-{absent}: TLS needs both")
         if self["client-certs"] is not None and self["server-key"] is None:
             raise UsageError("--client-certs needs TLS: give --server-key and --server-cert as well")
+        if self["client-certs-optional"] and self["client-certs"] is None:
+            raise UsageError("--client-certs-optional is given without --client-certs: there is nothing to show")
+        self._check_public_port()
+        if self["private"] and not self.sources:
+            options = " or ".join(f"--{name}" for name in SOURCES)
+            raise UsageError(f"--private lets in nobody without a source of identities: give {options} as well")
         for name in ("head-room-min", "head-room-max"):
             self[name] = _size(name, self[name])
         if self["head-room-min"] > self["head-room-max"]:
@@ -125,10 +144,26 @@ class Options(_Options):
                 "make it less"
             )
 
+    @property
+    def sources(self) -> frozenset[Source]:
+        """How clients of this server can prove who they are."""
+        return frozenset(kind for name, kind in SOURCES.items() if self[name] is not None)
+
     def opt_version(self) -> None:
         """Display the version and exit."""
         print(f"artifactserver {__version__}")  # noqa: T201
         raise SystemExit(0)
+
+    def _check_public_port(self) -> None:
+        if self["public-port"] is None:
+            if self["public-interface"] is not None:
+                raise UsageError("--public-interface is given without --public-port: give the number of a port")
+            return
+        port = self["public-port"] = _port("public-port", self["public-port"])
+        if port == self["port"] != 0:
+            raise UsageError(f"--port and --public-port are both {port}: give each a port of its own")
+        if self["private"]:
+            raise UsageError("--private and --public-port contradict each other: leave one of them out")
 
     def _default_repo(self) -> Path:
         return self._path("artifacts")
@@ -157,9 +192,9 @@ class Options(_Options):
         return [*ordered, "--", *rest]
 
 
-def _port(text: str) -> int:
+def _port(name: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) > 65535:
-        raise UsageError(f"--port {text!r} is not a port: give a number from 1 to 65535, or 0 for any that is free")
+        raise UsageError(f"--{name} {text!r} is not a port: give a number from 1 to 65535, or 0 for any that is free")
     return int(text)
 
 

@@ -22,20 +22,21 @@ class CannotListen(Exception):
     """An address cannot be had; ``str()`` is one sentence that says what to do."""
 
 
-def open_sockets(interface: str | None, port: int) -> list[socket.socket]:
+def open_sockets(interface: str | None, port: int, option: str = "--port") -> list[socket.socket]:
     """Listen on TCP ``port``.
 
     :param interface: an IP address or a name of this machine; `None` for all addresses, IPv4 and IPv6.
     :param port: 0 for one that is free.
+    :param option: what a person typed to get this port, for errors.
     :return: sockets that do not block, all on the same port.
     :raises CannotListen: if that is not possible.
     """
     if interface is None:
-        return [_everywhere(port)]
+        return [_everywhere(port, option)]
     try:
         found = socket.getaddrinfo(interface, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
-        raise _not_ours(interface) from None
+        raise _not_ours(interface, option) from None
     opened: list[socket.socket] = []
     absent: OSError | None = None
     try:
@@ -44,12 +45,12 @@ def open_sockets(interface: str | None, port: int) -> list[socket.socket]:
                 opened.append(_listen(family, (address[0], port, *address[2:])))
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise _refused(error, interface, port) from error
+                    raise _refused(error, interface, port, option) from error
                 absent = error
                 continue
             port = opened[0].getsockname()[1]
         if not opened:
-            raise _not_ours(interface) from absent
+            raise _not_ours(interface, option) from absent
     except BaseException:
         close_sockets(opened)
         raise
@@ -77,17 +78,17 @@ def address_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _everywhere(port: int) -> socket.socket:
+def _everywhere(port: int, option: str) -> socket.socket:
     """One socket for both protocols; where there is no IPv6, for IPv4 alone."""
     try:
         return _listen(socket.AF_INET6, ("::", port))
     except OSError as error:
         if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENOPROTOOPT):
-            raise _refused(error, None, port) from error
+            raise _refused(error, None, port, option) from error
     try:
         return _listen(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104 - wanted
     except OSError as error:
-        raise _refused(error, None, port) from error
+        raise _refused(error, None, port, option) from error
 
 
 def _listen(family: int, address: tuple[object, ...]) -> socket.socket:
@@ -103,20 +104,25 @@ def _listen(family: int, address: tuple[object, ...]) -> socket.socket:
     return listening
 
 
-def _not_ours(interface: str) -> CannotListen:
+def _not_ours(interface: str, option: str) -> CannotListen:
     return CannotListen(
-        f"{interface!r} is not an address of this machine: give --interface one of its IP addresses, "
+        f"{interface!r} is not an address of this machine: give {_interface(option)} one of its IP addresses, "
         "or leave it out to listen on all of them"
     )
 
 
-def _refused(error: OSError, interface: str | None, port: int) -> CannotListen:
+def _interface(option: str) -> str:
+    """The option that goes with one for a port."""
+    return option.removesuffix("port") + "interface"
+
+
+def _refused(error: OSError, interface: str | None, port: int, option: str) -> CannotListen:
     where = f"port {port} of {interface}" if interface else f"port {port}"
     if error.errno == errno.EADDRINUSE:
-        return CannotListen(f"{where} is in use: stop what listens there, or choose another --port")
+        return CannotListen(f"{where} is in use: stop what listens there, or choose another {option}")
     if error.errno in (errno.EACCES, errno.EPERM):
         return CannotListen(
-            f"{where} needs more rights than this user has: choose a --port of 1024 or above, or start as root "
+            f"{where} needs more rights than this user has: choose a {option} of 1024 or above, or start as root "
             "and let 'twistd --uid' change the user"
         )
-    return CannotListen(f"cannot listen on {where} ({error.strerror}): choose another --port or --interface")
+    return CannotListen(f"cannot listen on {where} ({error.strerror}): choose another {option} or {_interface(option)}")

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from twisted.logger import Logger
 from twisted.python.util import switchUID
 
 from artifactserver import process
-from artifactserver.access import Access, Caller, Right
+from artifactserver.access import PUSHING, Caller, Identity, PortPolicy, main_port, public_port
 from artifactserver.admission import ADDRESS_SHARE, Admission, AdmittingFactory, most_connections
 from artifactserver.complaints import Complaints
 from artifactserver.listen import PortFactory, not_found_site
@@ -78,49 +79,84 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
     if parent.get("chroot") is not None:
         raise Problem("twistd's --chroot does not work with artifactserver: leave it out")
     repo: Path = options["repo"]
-    needs_identity = options["client-certs"] is not None
-    sockets: list[socket.socket] = []
+    required = options["client-certs"] is not None and not options["client-certs-optional"]
+    policy = main_port(
+        enable_push=bool(options["enable-push"]),
+        sources=options.sources,
+        private=bool(options["private"]),
+        # Nobody gets past the handshake without an identity then; if somebody did, this would stop them.
+        known_only=required,
+    )
+    main, public = Entrance(policy), Entrance(public_port(policy))
+    entrances = [main] if options["public-port"] is None else [main, public]
     try:
-        tls = None
         if options["server-key"] is not None:
-            tls = server_tls(options["server-key"], options["server-cert"], options["client-certs"])
-        sockets = open_sockets(options["interface"], options["port"])
+            files = options["server-key"], options["server-cert"]
+            main.tls = server_tls(*files, options["client-certs"], required)
+            if public in entrances:
+                public.tls = server_tls(*files, None)
+        main.sockets = open_sockets(options["interface"], options["port"])
+        if public in entrances:
+            public.sockets = open_sockets(options["public-interface"], options["public-port"], "--public-port")
         _prepare(repo, parent)
     except (TlsProblem, CannotListen, RepositoryProblem) as problem:
-        close_sockets(sockets)
+        for entrance in entrances:
+            close_sockets(entrance.sockets)
         raise Problem(str(problem)) from problem
 
-    everything = frozenset({Right.PULL, Right.PUSH} if options["enable-push"] else {Right.PULL})
-
-    def caller_of(transport: ITransport) -> Caller:
-        # Nobody gets past the handshake without an identity where one is needed; if somebody did, this would stop them.
-        identity = identity_of(transport)
-        rights = frozenset[Right]() if needs_identity and identity is None else everything
-        host: str = getattr(transport.getPeer(), "host", "unknown")
-        return Caller(host.removeprefix("::ffff:"), identity, rights)
-
-    dispatcher = Dispatcher(Access(options["enable-push"]))
-    grpc = GrpcFactory(dispatcher, caller_of, reactor)
+    dispatcher = Dispatcher()
+    grpc = GrpcFactory(dispatcher, main.caller_of, reactor)
     store = LocalStore(repo, reactor=reactor, now=now, head_room_min=options["head-room-min"], together=grpc.together)
     health = register_all(dispatcher, store, reactor)
-    port: IProtocolFactory = PortFactory(grpc, not_found_site(reactor), reactor)
-    if tls is not None:
-        tls.complain = Complaints(ServerTls._log, reactor).say
-        port = TlsFactory(tls, port, reactor)
     connections = most_connections(process.descriptors())
     admission = Admission(connections, int(connections * ADDRESS_SHARE))
-    port = AdmittingFactory(port, admission, reactor)
-    how = "TLS with client certificates" if needs_identity else "TLS" if tls is not None else "clear text"
-    what = "pull and push" if options["enable-push"] else "pull only"
-    return ArtifactServer(reactor, sockets, port, grpc, health, store, f"serving {repo}: {what}, {how}")
+    for entrance in entrances:
+        caller_of = entrance.caller_of
+        port: IProtocolFactory = PortFactory(grpc.at(caller_of), not_found_site(caller_of, reactor), reactor)
+        if entrance.tls is not None:
+            entrance.tls.complain = Complaints(ServerTls._log, reactor).say
+            port = TlsFactory(entrance.tls, port, reactor)
+        entrance.factory = AdmittingFactory(port, admission, reactor)
+    return ArtifactServer(reactor, entrances, grpc, health, store, repo)
+
+
+@dataclass(eq=False)
+class Entrance:
+    """Where clients come in: one port, on one address or several.
+
+    :ivar policy: what it lets whom do.
+    :ivar tls: how it speaks TLS, or `None` for clear text.
+    :ivar sockets: where it listens, until the reactor does.
+    :ivar factory: for connections that are accepted.
+    """
+
+    policy: PortPolicy
+    tls: ServerTls | None = None
+    sockets: list[socket.socket] = field(default_factory=list)
+    factory: IProtocolFactory = field(init=False)
+
+    def caller_of(self, transport: ITransport) -> Caller:
+        """Who is at the other end of a connection that came in here."""
+        host: str = getattr(transport.getPeer(), "host", "unknown")
+        shown = identity_of(transport)
+        known = () if shown is None else (Identity("certificate", shown, f"certificate {shown[:16]}", PUSHING),)
+        return Caller(host.removeprefix("::ffff:"), self.policy, known)
+
+    def addresses(self) -> list[str]:
+        """Where it listens, as ``host:port``."""
+        return [address_of(*socket.getsockname()[:2]) for socket in self.sockets]
+
+    @property
+    def promise(self) -> str:
+        """For the log: what it lets whom do, and how."""
+        return f"{self.policy.promise}, {'clear text' if self.tls is None else 'TLS'}"
 
 
 class ArtifactServer(Service):
     """The running server: what has to start and to stop in order.
 
-    :param sockets: where to listen.
-    :param factory: for connections that are accepted.
-    :param promise: for the log: what is served, and how.
+    :param entrances: where clients come in: the main port, and the public one if there is one.
+    :param repo: what is served, for the log.
     """
 
     name = "artifactserver"
@@ -129,45 +165,50 @@ class ArtifactServer(Service):
     def __init__(
         self,
         reactor: Any,
-        sockets: list[socket.socket],
-        factory: IProtocolFactory,
+        entrances: list[Entrance],
         grpc: GrpcFactory,
         health: Health,
         store: LocalStore,
-        promise: str,
+        repo: Path,
     ) -> None:
         self._reactor = reactor
-        self._sockets = sockets
-        self._factory = factory
+        self.entrances = entrances
         self._grpc = grpc
         self._health = health
         self._store = store
-        self._promise = promise
+        self._repo = repo
         self._ports: list[IListeningPort] = []
         self._tidying = TimerService(TIDY_SECONDS, self._tidy)
         self._tidying.clock = reactor
 
     def addresses(self) -> list[str]:
-        """Where it listens, as ``host:port``."""
-        return [address_of(*socket.getsockname()[:2]) for socket in self._sockets]
+        """Where it will listen, as ``host:port``: the main port first, then the public one."""
+        return [address for entrance in self.entrances for address in entrance.addresses()]
 
     def startService(self) -> None:
         super().startService()
-        where = ", ".join(self.addresses())
+        where = [", ".join(entrance.addresses()) for entrance in self.entrances]
         try:
             self._store.start()
         except BaseException:
-            close_sockets(self._sockets)
+            self._close_sockets()
             raise
-        while self._sockets:
-            self._ports.append(adopt(self._reactor, self._sockets.pop(0), self._factory))
+        for entrance in self.entrances:
+            while entrance.sockets:
+                self._ports.append(adopt(self._reactor, entrance.sockets.pop(0), entrance.factory))
         self._tidying.startService()
         process.settle()
         self._reactor.callWhenRunning(self._is_running, where)
 
-    def _is_running(self, where: str) -> None:
+    def _is_running(self, where: list[str]) -> None:
         self._take_signals()
-        self._log.info("listening on {where}, {promise}", where=where, promise=self._promise)
+        for addresses, entrance in zip(where, self.entrances, strict=True):
+            self._log.info(
+                "listening on {where}, serving {repo}: {promise}",
+                where=addresses,
+                repo=str(self._repo),
+                promise=entrance.promise,
+            )
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -175,7 +216,7 @@ class ArtifactServer(Service):
 
     async def _stop(self) -> None:
         """From the outside in: first nobody new comes, then who is there leaves, then the store closes."""
-        close_sockets(self._sockets)
+        self._close_sockets()
         if not self._ports:
             return
         self._log.info("stopping: calls that run have {grace:g} seconds to finish", grace=GRACE_SECONDS)
@@ -188,6 +229,10 @@ class ArtifactServer(Service):
         await self._grpc.drain(GRACE_SECONDS)
         await self._store.stop()
         self._log.info("stopped")
+
+    def _close_sockets(self) -> None:
+        for entrance in self.entrances:
+            close_sockets(entrance.sockets)
 
     def _tidy(self) -> None:
         # An exception would end the timer for good.

@@ -6,7 +6,8 @@ P-256 and X25519 among the curves.  Nothing is resumed, compressed or renegotiat
 Clients are known by a bundle of certificates, written one after another into a file.  BuildStream's manual makes them
 self-signed, all with the name ``/CN=client``, and able to sign others, so a chain of names says little: a certificate
 that is itself in the bundle is good as it is, and only one that is not needs a chain to an authority that is there.
-Either way it must not have expired.
+Either way it must not have expired.  A port may also ask for a certificate without demanding one: there, whoever shows
+none gets in as nobody, and a certificate that is shown still has to be good.
 """
 
 from __future__ import annotations
@@ -86,13 +87,16 @@ class ServerTls:
     """Makes the server's end of TLS connections, for `artifactserver.tls_transport.TlsFactory`.
 
     :param chain: the server's certificate, then those of the authorities between it and the root.
-    :param bundle: who may connect; `None` for everybody.
+    :param bundle: whose certificates are good; `None` to ask nobody for one.
+    :param required: whether everybody has to show one, where there is a bundle.
     :ivar complain: logs whom it turned away; whoever serves many clients puts something there that leaves some out.
     """
 
     _log = Logger()
 
-    def __init__(self, key: PrivateKeyTypes, chain: list[x509.Certificate], bundle: Bundle | None) -> None:
+    def __init__(
+        self, key: PrivateKeyTypes, chain: list[x509.Certificate], bundle: Bundle | None, required: bool = True
+    ) -> None:
         self._bundle = bundle
         self.complain: Callable[..., None] = self._log.info
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
@@ -116,7 +120,8 @@ class ServerTls:
             store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
             for authority in bundle.authorities:
                 store.add_cert(crypto.X509.from_cryptography(authority))
-            context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._examine)
+            demand = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0
+            context.set_verify(SSL.VERIFY_PEER | demand, self._examine)
         self._context = context
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
@@ -153,12 +158,13 @@ class ServerTls:
         return True
 
 
-def server_tls(key: Path, cert: Path, client_certs: Path | None) -> ServerTls:
+def server_tls(key: Path, cert: Path, client_certs: Path | None, required: bool = True) -> ServerTls:
     """Read the files that a server was given.
 
     :param key: PEM file with the private key, without a passphrase.
     :param cert: PEM file with the certificate, and any number of certificates of authorities behind it.
-    :param client_certs: PEM file with the certificates of the clients that may connect, or `None` for all clients.
+    :param client_certs: PEM file with the certificates of clients, or `None` to ask nobody for one.
+    :param required: whether a client without a certificate is turned away, where there is that file.
     :raises TlsProblem: if something is wrong with one of them.
     """
     private = _read_key(key)
@@ -174,9 +180,10 @@ def server_tls(key: Path, cert: Path, client_certs: Path | None) -> ServerTls:
     if client_certs is not None:
         bundle = Bundle(_read_certificates(client_certs, "--client-certs"))
         if not bundle.fingerprints:
-            ServerTls._log.warn("{path} is empty: no client can connect", path=str(client_certs))
+            what = "no client can connect" if required else "no client can show a certificate"
+            ServerTls._log.warn("{path} is empty: {what}", path=str(client_certs), what=what)
     try:
-        return ServerTls(private, chain, bundle)
+        return ServerTls(private, chain, bundle, required)
     except SSL.Error as error:
         reasons = ", ".join(entry[2] for entry in error.args[0]) if error.args else "no reason given"
         raise TlsProblem(
@@ -187,7 +194,7 @@ def server_tls(key: Path, cert: Path, client_certs: Path | None) -> ServerTls:
 def identity_of(transport: ITransport) -> str | None:
     """Who the client of a connection has proven to be, once its handshake is done.
 
-    :return: the SHA-256 fingerprint of the certificate in the bundle that vouches for it; `None` if it was not asked.
+    :return: the SHA-256 fingerprint of the certificate in the bundle that vouches for it; `None` if it has shown none.
     """
     if not isinstance(transport, TLSMemoryBIOProtocol):
         return None

@@ -17,7 +17,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
-from artifactserver.access import METHODS, Access, Caller, Right
+from artifactserver.access import METHODS, Caller, main_port
 from artifactserver.rpc.dispatch import Dispatcher
 from artifactserver.rpc.exchange import _OUR_FAULT
 from artifactserver.rpc.http2 import PREFACE, ErrorCode, Limits
@@ -42,7 +42,7 @@ _BOUNDS = {
 }
 
 _GREETING = PREFACE + wire.settings_frame({wire.SETTINGS_INITIAL_WINDOW_SIZE: 2**20}) + wire.SETTINGS_ACK
-_CALLER = Caller("peer", None, frozenset({Right.PULL, Right.PUSH}))
+_CALLER = Caller("peer", main_port(enable_push=True))
 
 
 def run(data: bytes) -> None:
@@ -69,7 +69,7 @@ class Server:
         self.clock = Clock()
         self.store = MemoryStore(self.clock.seconds, max_blob_size=2**30)
         self.store.add(Digest.of(CONTENT), CONTENT)
-        dispatcher = Dispatcher(Access(True))
+        dispatcher = Dispatcher()
         register_all(dispatcher, self.store, self.clock)
         for path, bounds in _BOUNDS.items():
             method = dispatcher.find(path)

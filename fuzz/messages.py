@@ -172,7 +172,7 @@ class _Routes:
     def find(self, path: str) -> Method | None:
         return _METHOD if len(path) % 2 else None
 
-    def refusal(self, caller: object, path: str) -> str | None:
+    def refusal(self, caller: object, path: str) -> None:
         return None
 
 

@@ -12,7 +12,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IAddress
 from twisted.internet.threads import blockingCallFromThread
 
-from artifactserver.access import Access, Caller, Right
+from artifactserver.access import Caller, main_port
 from artifactserver.rpc.dispatch import Dispatcher
 from artifactserver.rpc.transport import GrpcFactory, GrpcProtocol
 from artifactserver.services import register_all
@@ -30,7 +30,7 @@ class Recording(GrpcFactory):
     """
 
     def __init__(self, dispatcher: Dispatcher) -> None:
-        caller = Caller("127.0.0.1", None, frozenset({Right.PULL, Right.PUSH}))
+        caller = Caller("127.0.0.1", main_port(enable_push=True))
         super().__init__(dispatcher, lambda transport: caller, reactor)
         self.received: list[bytearray] = []
 
@@ -52,7 +52,7 @@ class Recording(GrpcFactory):
 def record() -> list[bytes]:
     """What grpcio sends in each of the `SESSIONS`, as it came."""
     store = MemoryStore(reactor.seconds)
-    dispatcher = Dispatcher(Access(True))
+    dispatcher = Dispatcher()
     register_all(dispatcher, store, reactor)
     factory = Recording(dispatcher)
     thread = threading.Thread(target=reactor.run, args=(False,), daemon=True)

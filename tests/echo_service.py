@@ -15,12 +15,13 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from artifactserver.access import Access, Caller
+from artifactserver.access import Caller, Refusal
 from artifactserver.rpc.dispatch import Call, Dispatcher
 from artifactserver.rpc.http2 import Limits
 from artifactserver.rpc.status import Code, RpcError
 from artifactserver.rpc.transport import GrpcFactory, GrpcProtocol
 from tests import http2_peer as wire
+from tests.callers import PULLER
 from tests.http2_peer import Frame, frame, message, parse, settings
 
 _SHAPES = {
@@ -54,14 +55,16 @@ def _describe() -> Any:
 ECHO = _describe()
 
 
-class Anybody(Access):
-    """Everything is allowed but one method."""
+class Anybody(Dispatcher):
+    """Everything is allowed but one method.
 
-    def __init__(self) -> None:
-        super().__init__(enable_push=True)
+    :ivar unauthenticated: who calls that one has shown something that is not valid.
+    """
 
-    def refusal(self, caller: Caller, path: str) -> str | None:
-        return "not for you" if path.endswith("/Forbidden") else None
+    unauthenticated = False
+
+    def refusal(self, caller: Caller, path: str) -> Refusal | None:
+        return Refusal(self.unauthenticated, "not for you") if path.endswith("/Forbidden") else None
 
 
 class Echo:
@@ -121,10 +124,10 @@ class Wire:
     def __init__(self, limits: Limits | None = None, implementation: Any = None, factory: GrpcFactory | None = None):
         self.echo = implementation or Echo()
         if factory is None:
-            dispatcher = Dispatcher(Anybody())
+            dispatcher = Anybody()
             dispatcher.register(ECHO, self.echo)
             self.clock = Clock()
-            factory = GrpcFactory(dispatcher, lambda transport: Caller("peer"), self.clock, limits or Limits())
+            factory = GrpcFactory(dispatcher, lambda transport: PULLER, self.clock, limits or Limits())
         assert isinstance(factory.clock, Clock)
         self.clock = factory.clock
         self.factory = factory

@@ -13,7 +13,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from artifactserver.access import Access, Caller, Right
+from artifactserver.access import Right
 from artifactserver.proto import (
     buildstream_pb2,
     bytestream_pb2,
@@ -29,6 +29,7 @@ from artifactserver.services import register_all
 from artifactserver.services.health import Health
 from artifactserver.store.digest import Digest
 from artifactserver.store.interface import Blob, Store
+from tests.callers import caller
 from tests.local_stores import LocalStoreTestCase
 from tests.memory_store import MemoryStore
 
@@ -138,10 +139,10 @@ class GrpcMixin:
         self.store = store if store is not None else await self.make_store()
         if rights is None:
             rights = {Right.PULL, Right.PUSH} if self.enable_push else {Right.PULL}
-        caller = Caller("127.0.0.1", None, frozenset(rights))
-        self.dispatcher = Dispatcher(Access(self.enable_push))
+        calling = caller(rights, self.enable_push)
+        self.dispatcher = Dispatcher()
         self.health = register_all(self.dispatcher, self.store, reactor)
-        factory = GrpcFactory(self.dispatcher, lambda transport: caller, reactor)
+        factory = GrpcFactory(self.dispatcher, lambda transport: calling, reactor)
         port = reactor.listenTCP(0, factory, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         self.addCleanup(factory.drain, 1.0)

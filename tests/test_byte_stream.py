@@ -15,12 +15,13 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.access import Caller, Right
+from artifactserver.access import Right
 from artifactserver.proto import bytestream_pb2 as bytestream
 from artifactserver.rpc.dispatch import Call
 from artifactserver.services.byte_stream import GATHERED_BYTES, PIECE_BYTES, ByteStream
 from artifactserver.services.write_requests import LargeWrite
 from artifactserver.store.digest import EMPTY, Digest, Digests
+from tests.callers import PUSHER
 from tests.grpc_cases import GrpcMixin, OverLocal, OverMemory, reactor
 from tests.memory_store import MemoryStore
 
@@ -580,14 +581,14 @@ class WriteMemoryTests(WriteMixin, OverMemory):
             if self.store.uploads.get("127.0.0.1"):
                 break
             await deferLater(reactor, 0.01)
-        self.assertEqual(len(self.store.uploads["127.0.0.1"]), 1)
+        self.assertEqual(len(self.store.uploads["peer"]), 1)
         future.cancel()
         never.set()
         for _ in range(200):
-            if not self.store.uploads["127.0.0.1"]:
+            if not self.store.uploads["peer"]:
                 break
             await deferLater(reactor, 0.01)
-        self.assertEqual(self.store.uploads["127.0.0.1"], [])
+        self.assertEqual(self.store.uploads["peer"], [])
 
     async def test_small_ones_go_together(self) -> None:
         """A blob of up to 64 KiB is not an upload of its own in the store, a larger one is."""
@@ -661,7 +662,7 @@ class GatheringTests(SynchronousTestCase):
                     alive.append(sum(each() is not None for each in sent))
 
         store = MemoryStore(lambda: 0.0)
-        call = Call(Caller("peer", None, frozenset(Right)), {})
+        call = Call(PUSHER, {})
         answer = self.successResultOf(Deferred.fromCoroutine(ByteStream(store).Write(requests(), call)))
         self.assertEqual(answer.committed_size, len(content))
         self.assertLess(max(alive), 4)

@@ -8,12 +8,13 @@ from grpc import StatusCode
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.access import Caller, Right
+from artifactserver.access import Right
 from artifactserver.proto import remote_execution_pb2 as reapi
 from artifactserver.rpc.dispatch import Call
 from artifactserver.services.capabilities import PYTHON_BATCH_TOTAL_SIZE, Capabilities
 from artifactserver.services.content_addressable_storage import MAX_BATCH_TOTAL_SIZE
 from artifactserver.services.names import MAX_INSTANCE_NAME
+from tests.callers import PULLER
 from tests.grpc_cases import GrpcMixin, OverLocal, OverMemory
 from tests.memory_store import MemoryStore
 
@@ -88,7 +89,7 @@ class BatchLimitTests(SynchronousTestCase):
     def limit(self, agent: str | None) -> int:
         """The limit that a client with this user-agent is told."""
         service = Capabilities(MemoryStore(lambda: 0.0))
-        call = Call(Caller("test"), {} if agent is None else {"user-agent": agent})
+        call = Call(PULLER, {} if agent is None else {"user-agent": agent})
         answer = self.successResultOf(Deferred.fromCoroutine(service.GetCapabilities(REQUEST, call)))
         return reapi.ServerCapabilities.FromString(answer).cache_capabilities.max_batch_total_size_bytes
 

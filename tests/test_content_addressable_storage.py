@@ -9,7 +9,7 @@ from typing import Any
 from grpc import StatusCode
 from twisted.trial.unittest import TestCase
 
-from artifactserver.access import Caller, Right
+from artifactserver.access import Right
 from artifactserver.proto import remote_execution_pb2 as reapi
 from artifactserver.rpc.dispatch import Call
 from artifactserver.services import digests as digests_module
@@ -18,6 +18,7 @@ from artifactserver.services.names import MAX_INSTANCE_NAME
 from artifactserver.services.turns import Turns
 from artifactserver.store.digest import EMPTY, Digest, Digests
 from artifactserver.store.interface import StoreBroken
+from tests.callers import PULLER
 from tests.grpc_cases import GrpcMixin, OverLocal, OverMemory, message_of, reactor
 from tests.memory_store import MemoryStore
 
@@ -519,7 +520,7 @@ class SliceTests(TestCase):
         store = MemoryStore(lambda: 0.0)
         service = ContentAddressableStorage(store, CountedTurns(reactor))
         service.slice = service.read_slice = 10
-        call = Call(Caller("test"), {})
+        call = Call(PULLER, {})
         contents = [b"%d" % number for number in range(100)]
         digests = list(map(Digest.of, contents))
         await service.BatchUpdateBlobs(update_request(*contents[:50]), call)

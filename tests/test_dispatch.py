@@ -18,15 +18,15 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from artifactserver.access import Caller
 from artifactserver.listen import PortFactory, not_found_site
-from artifactserver.rpc.dispatch import Call, Dispatcher
+from artifactserver.rpc.dispatch import Call
 from artifactserver.rpc.http2 import ErrorCode, Limits
 from artifactserver.rpc.status import Code, RpcError
 from artifactserver.rpc.transport import GrpcFactory
 from artifactserver.store.digest import Digest
 from artifactserver.store.interface import BlobMissing
 from tests import http2_peer as wire
+from tests.callers import PULLER
 from tests.certificates import server_certificate
 from tests.echo_service import ECHO, Anybody, Echo
 
@@ -72,12 +72,12 @@ class GrpcioTestCase(TestCase):
 
     def setUp(self) -> None:
         self.service = Service()
-        dispatcher = Dispatcher(Anybody())
+        dispatcher = Anybody()
         dispatcher.register(ECHO, self.service)
         self.clock: Any = reactor
         clock = self.clock
-        self.factory = GrpcFactory(dispatcher, lambda transport: Caller("peer"), clock, self.limits)
-        self.site = not_found_site(clock)
+        self.factory = GrpcFactory(dispatcher, lambda transport: PULLER, clock, self.limits)
+        self.site = not_found_site(lambda transport: PULLER, clock)
         self.port = self.listen(PortFactory(self.factory, self.site, clock))
         self.addCleanup(self.port.stopListening)
         self.channel = self.connect([("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)])
@@ -355,7 +355,7 @@ class DispatcherTests(SynchronousTestCase):
 
     def test_paths(self) -> None:
         """It says what it has, built or not."""
-        dispatcher = Dispatcher(Anybody())
+        dispatcher = Anybody()
         dispatcher.register(ECHO, Echo())
         names = {"Unary", "Down", "Up", "Both", "Missing", "Forbidden"}
         self.assertEqual(set(dispatcher.paths()), {f"/test.Echo/{name}" for name in names})
@@ -365,6 +365,6 @@ class DispatcherTests(SynchronousTestCase):
 
     def test_twice(self) -> None:
         """Two implementations of one service are a mistake."""
-        dispatcher = Dispatcher(Anybody())
+        dispatcher = Anybody()
         dispatcher.register(ECHO, Echo())
         self.assertRaises(ValueError, dispatcher.register, ECHO, Echo())

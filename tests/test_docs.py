@@ -17,7 +17,6 @@ from twisted.internet.task import Clock
 from twisted.python.usage import Options as TwistedOptions
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.access import Access
 from artifactserver.cli import FsckOptions, ServeOptions
 from artifactserver.options import Options
 from artifactserver.rpc.dispatch import Dispatcher
@@ -80,7 +79,7 @@ class DocumentationTests(SynchronousTestCase):
     def test_rpcs(self) -> None:
         """Every method that is registered is listed, those that are not built as such."""
         served, refused = read("protocols/index.rst"), read("protocols/refused.rst")
-        dispatcher = Dispatcher(Access(True))
+        dispatcher = Dispatcher()
         register_all(dispatcher, MemoryStore(time.time), Clock())
         for path in dispatcher.paths():
             method = dispatcher.find(path)

@@ -30,12 +30,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from artifactserver.access import Caller
 from artifactserver.rpc.codes import Code
-from artifactserver.rpc.dispatch import Dispatcher
 from artifactserver.rpc.http2 import ErrorCode, Limits
 from artifactserver.rpc.transport import GrpcFactory
 from tests import http2_peer as wire
+from tests.callers import PULLER
 from tests.chance import examples
 from tests.echo_service import ECHO, Anybody, BytesValue, value
 from tests.http2_peer import REQUEST, frame, message
@@ -252,7 +251,7 @@ class Conversations(RuleBasedStateMachine):
         self.failures = Failures()
         globalLogPublisher.addObserver(self.failures)
         self.service = Scripted()
-        dispatcher = Dispatcher(Anybody())
+        dispatcher = Anybody()
         dispatcher.register(ECHO, self.service)
         limits = Limits(
             message_bytes=MESSAGE,
@@ -268,7 +267,7 @@ class Conversations(RuleBasedStateMachine):
             stalled_download_seconds=STALLED,
             idle_seconds=2 * STALLED,
         )
-        self.factory = GrpcFactory(dispatcher, lambda transport: Caller("peer"), self.clock, limits)
+        self.factory = GrpcFactory(dispatcher, lambda transport: PULLER, self.clock, limits)
         self.lines: list[Line] = []
         self.connect()
 

@@ -15,7 +15,6 @@ from twisted.internet.task import Clock, deferLater
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
-from artifactserver.access import Access, Caller, Right
 from artifactserver.admission import Admission, AdmittingFactory
 from artifactserver.listen import PortFactory
 from artifactserver.proto import bytestream_pb2 as bytestream
@@ -26,6 +25,7 @@ from artifactserver.services import register_all
 from artifactserver.store.digest import Digest, Digests
 from artifactserver.store.interface import Blob
 from tests import http2_peer as wire
+from tests.callers import PULLER, PUSHER
 from tests.echo_service import ECHO, Anybody, BytesValue, Wire, value
 from tests.grpc_cases import OverLocal
 from tests.http2_peer import frame, message, settings, window_update
@@ -42,11 +42,10 @@ class EndingTests(OverLocal):
 
     async def serve(self) -> None:
         self.store = await self.make_store()
-        dispatcher = Dispatcher(Access(True))
+        dispatcher = Dispatcher()
         register_all(dispatcher, self.store, reactor)
-        caller = Caller("peer", None, frozenset({Right.PULL, Right.PUSH}))
         self.clock = Clock()
-        self.factory = GrpcFactory(dispatcher, lambda transport: caller, self.clock, LIMITS)
+        self.factory = GrpcFactory(dispatcher, lambda transport: PUSHER, self.clock, LIMITS)
         self.line = Wire(factory=self.factory)
         self.line.transport.abortConnection = self.line.lost  # type: ignore[method-assign]
 
@@ -204,9 +203,9 @@ class ConnectionTests(TestCase):
                 while True:
                     yield bytes(600_000)
 
-        dispatcher = Dispatcher(Anybody())
+        dispatcher = Anybody()
         dispatcher.register(ECHO, Endless())
-        factory = GrpcFactory(dispatcher, lambda transport: Caller("peer"), reactor)
+        factory = GrpcFactory(dispatcher, lambda transport: PULLER, reactor)
         admission = Admission(100, 100)
         door = AdmittingFactory(PortFactory(factory, Factory(), reactor), admission, reactor)
         port = reactor.listenTCP(0, door, interface="127.0.0.1")

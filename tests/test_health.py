@@ -10,10 +10,10 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.access import Caller
 from artifactserver.proto import health_pb2 as health
 from artifactserver.rpc.dispatch import Call
 from artifactserver.services.health import Health
+from tests.callers import PULLER
 from tests.grpc_cases import GrpcMixin, OverMemory, reactor
 
 SERVING = health.HealthCheckResponse.SERVING
@@ -99,5 +99,5 @@ class HealthStateTests(SynchronousTestCase):
         service = Health(["a.Service"])
         service.stop()
         service.stop()
-        check: Any = service.Check(asking("a.Service"), Call(Caller("test"), {}))
+        check: Any = service.Check(asking("a.Service"), Call(PULLER, {}))
         self.assertEqual(self.successResultOf(Deferred.fromCoroutine(check)).status, NOT_SERVING)

@@ -21,7 +21,6 @@ from twisted.trial.unittest import TestCase
 from artifactserver import tap
 from artifactserver.options import Options
 from artifactserver.rpc import answers
-from artifactserver.rpc.dispatch import Dispatcher
 from artifactserver.rpc.http2 import ErrorCode, Limits
 from tests import http2_peer as wire
 from tests.certificates import Certificate, server_certificate
@@ -79,12 +78,12 @@ class ClearTests(TestCase):
         options.parseOptions(["--port", "0", *self.tls, str(self.place / "repo")])
         server = tap.build(options, reactor, time.time)
         self.addCleanup(server.stopService)
-        dispatcher = Dispatcher(Anybody())
+        dispatcher = Anybody()
         dispatcher.register(ECHO, Echo())
         self.grpc = server._grpc
         self.grpc.routes = dispatcher
         self.grpc.limits = Limits(close_seconds=CLOSE_SECONDS, chores_burst=100)
-        self.port = reactor.listenTCP(0, server._factory, interface="127.0.0.1")
+        self.port = reactor.listenTCP(0, server.entrances[0].factory, interface="127.0.0.1")
         self.addCleanup(self.port.stopListening)
 
     def prepare(self) -> None:

@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from artifactserver.listen import PortFactory, not_found_site
+from tests.callers import PUSHER
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -164,7 +165,7 @@ class NotFoundTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.site = not_found_site(self.clock)
+        self.site = not_found_site(lambda transport: PUSHER, self.clock)
         self.site.doStart()
         self.addCleanup(self.site.doStop)
 

@@ -324,7 +324,8 @@ class BuildTests(SynchronousTestCase):
             arguments = ("--port", "0", *options, str(self.place / "repo"))
             service = tap.build(parse(*arguments), MemoryReactorClock(), time.time)
             self.addCleanup(service.stopService)
-            came = [service._factory.buildProtocol(IPv4Address("TCP", f"10.0.0.{host}", 1)) for host in (1, 1, 1, 2)]
+            build = service.entrances[0].factory.buildProtocol
+            came = [build(IPv4Address("TCP", f"10.0.0.{host}", 1)) for host in (1, 1, 1, 2)]
             self.assertEqual([protocol is not None for protocol in came], [True, True, False, True])
 
     def test_strangers(self) -> None:
@@ -419,7 +420,8 @@ class ProcessTests(SynchronousTestCase):
         self.assertTrue(wait_until(lambda: not is_running(pid)))
         self.assertFalse(self.pid.exists())
         log = (self.place / "twistd.log").read_text()
-        self.assertRegex(log, rf"listening on .*:{port}, serving {self.place}/artifacts: pull and push, clear text")
+        promise = "everybody may pull and push, clear text"
+        self.assertRegex(log, rf"listening on .*:{port}, serving {self.place}/artifacts: {promise}")
         self.assertNotIn("Traceback", log)
 
     def test_port_in_use(self) -> None:
@@ -505,5 +507,5 @@ class ProcessTests(SynchronousTestCase):
         )
         self.addCleanup(server.kill)
         server.start()
-        self.assertTrue(wait_until(lambda: "pull only, TLS with client certificates" in server.said()))
+        self.assertTrue(wait_until(lambda: "those with a client certificate may pull, TLS" in server.said()))
         self.assertEqual(server.stop(), 0, server.said())

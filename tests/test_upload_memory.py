@@ -9,13 +9,13 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.access import Caller
 from artifactserver.rpc.dispatch import Call
 from artifactserver.services import byte_stream
 from artifactserver.services.byte_stream import ByteStream
 from artifactserver.services.write_requests import LargeWrite
 from artifactserver.store.digest import Digest, Digests
 from artifactserver.store.interface import Blob, TooBusy
+from tests.callers import PULLER
 
 SIZE = 100_000
 
@@ -67,7 +67,7 @@ class LargeUploadTests(SynchronousTestCase):
                 del request
 
         service: Any = ByteStream(Drain())  # type: ignore[arg-type]
-        answer = self.successResultOf(Deferred.fromCoroutine(service.Write(messages(), Call(Caller("peer"), {}))))
+        answer = self.successResultOf(Deferred.fromCoroutine(service.Write(messages(), Call(PULLER, {}))))
         self.assertEqual(answer.committed_size, 5 * SIZE)
         self.assertEqual(alive, [0] * 5)
 
@@ -89,7 +89,7 @@ class SmallUploadTests(SynchronousTestCase):
             await more
             yield LargeWrite("", half, True, memoryview(content)[half:])
 
-        return Deferred.fromCoroutine(self.service.Write(messages(), Call(Caller("peer"), {}))), more
+        return Deferred.fromCoroutine(self.service.Write(messages(), Call(PULLER, {}))), more
 
     def test_gathered_in_all(self) -> None:
         """So much is gathered for all together; who comes with more is told to try again, and can when others end."""

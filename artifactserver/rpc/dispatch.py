@@ -34,7 +34,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from artifactserver.access import Access, Caller
+from artifactserver.access import Caller, Refusal
 
 #: What a handler may answer with.
 Response = Message | bytes | tuple[bytes, ...]
@@ -82,18 +82,14 @@ class Routes(Protocol):
     def find(self, path: str) -> Method | None:
         """The method at a path."""
 
-    def refusal(self, caller: Caller, path: str) -> str | None:
+    def refusal(self, caller: Caller, path: str) -> Refusal | None:
         """Why a caller may not use it, or `None`."""
 
 
 class Dispatcher:
-    """The methods of all services, by path.
+    """The methods of all services, by path."""
 
-    :param access: who may call what.
-    """
-
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    def __init__(self) -> None:
         self._methods: dict[str, Method] = {}
 
     def register(self, service: ServiceDescriptor, implementation: object) -> None:
@@ -124,6 +120,6 @@ class Dispatcher:
         """The method at a path."""
         return self._methods.get(path)
 
-    def refusal(self, caller: Caller, path: str) -> str | None:
-        """Why ``caller`` may not call what is at ``path``: a sentence for a user, or `None` if they may."""
-        return self._access.refusal(caller, path)
+    def refusal(self, caller: Caller, path: str) -> Refusal | None:
+        """Why ``caller`` may not call what is at ``path``, or `None` if they may."""
+        return caller.refusals[path]

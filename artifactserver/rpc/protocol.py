@@ -35,7 +35,7 @@ from artifactserver.rpc.http2 import (
     StreamReset,
 )
 from artifactserver.rpc.http2.sending import PIECE
-from artifactserver.rpc.requests import Impossible, NotGrpc, Wanted, read_request
+from artifactserver.rpc.requests import Impossible, NotGrpc, Wanted, denied, read_request
 from artifactserver.rpc.streaming import StreamingExchange
 from artifactserver.rpc.unary import UnaryExchange
 
@@ -60,6 +60,8 @@ class GrpcProtocol(Protocol):
 
     def __init__(self, factory: GrpcFactory) -> None:
         self.factory = factory
+        #: Who is at the other end; that depends on the port.
+        self.caller_of = factory.caller_of
         self.clock = factory.clock
         self.limits = factory.limits
         self.engine = Connection(factory.limits, factory.beginnings)
@@ -83,7 +85,7 @@ class GrpcProtocol(Protocol):
     def connectionMade(self) -> None:
         transport = self.transport
         assert transport is not None
-        self._caller = self.factory.caller_of(transport)
+        self._caller = self.caller_of(transport)
         self._account = self.factory.ledger.open(self._shed)
         self.factory.connections.add(self)
         self._heartbeat = Heartbeat(self.engine, self.limits, self.clock.seconds())
@@ -210,7 +212,7 @@ class GrpcProtocol(Protocol):
             return
         refusal = self.factory.routes.refusal(self._caller, wanted.method.path)
         if refusal is not None:
-            self._refuse(stream, Impossible(Code.PERMISSION_DENIED, refusal))
+            self._refuse(stream, denied(refusal))
             return
         kind = StreamingExchange if wanted.method.streams_in else UnaryExchange
         exchange = stream.owner = kind(self, stream, wanted, self._caller)
@@ -223,7 +225,7 @@ class GrpcProtocol(Protocol):
             method = self.factory.routes.find(head.path.decode("latin-1"))
             refusal = method and self.factory.routes.refusal(self._caller, method.path)
             if refusal:
-                return Impossible(Code.PERMISSION_DENIED, refusal)
+                return denied(refusal)
         return why
 
     def _refuse(self, stream: Stream, why: Any) -> None:

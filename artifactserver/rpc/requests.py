@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from artifactserver.access import Refusal
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.dispatch import Method, Routes
 from artifactserver.rpc.http2 import RequestHead
@@ -38,6 +39,11 @@ class Impossible:
 
     code: Code
     message: str
+
+
+def denied(refusal: Refusal) -> Impossible:
+    """What becomes of a call that its caller may not make."""
+    return Impossible(Code.UNAUTHENTICATED if refusal.unauthenticated else Code.PERMISSION_DENIED, refusal.reason)
 
 
 def read_request(head: RequestHead, routes: Routes) -> Wanted | NotGrpc | Impossible:

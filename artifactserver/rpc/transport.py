@@ -1,4 +1,4 @@
-"""gRPC for a listening port: who serves its connections, what they share, and how all of them end."""
+"""gRPC for listening ports: who serves its connections, what they share, and how all of them end."""
 
 from __future__ import annotations
 
@@ -55,6 +55,10 @@ class GrpcFactory(Factory):
             return None
         return GrpcProtocol(self)
 
+    def at(self, caller_of: Callable[[ITransport], Caller]) -> Factory:
+        """For another port: serves its connections together with those of this one, but for other callers."""
+        return _AnotherPort(self, caller_of)
+
     def together(self, function: Callable[..., None], *arguments: object) -> None:
         """Call ``function``, and let everything that it causes to be sent on one connection leave in one piece."""
         outermost = self.waiting is None
@@ -93,3 +97,19 @@ class GrpcFactory(Factory):
         """Called by each connection when it is gone."""
         if self._drained is not None and not self.connections and not self._drained.called:
             self._drained.callback(None)
+
+
+class _AnotherPort(Factory):
+    """Connections that are the factory's in all but who their callers are."""
+
+    noisy = False
+
+    def __init__(self, shared: GrpcFactory, caller_of: Callable[[ITransport], Caller]) -> None:
+        self._shared = shared
+        self._caller_of = caller_of
+
+    def buildProtocol(self, addr: IAddress | None) -> GrpcProtocol | None:  # type: ignore[override]
+        protocol = self._shared.buildProtocol(addr)
+        if protocol is not None:
+            protocol.caller_of = self._caller_of
+        return protocol

@@ -87,7 +87,7 @@ class ByteStream:
             return await self._write_small(progress, content)
         if await self._is_present(digest):
             return progress.answer()
-        upload = await self._store.upload(digest, call.caller.identity or call.caller.address)
+        upload = await self._store.upload(digest, call.caller.account)
         try:
             while True:
                 # Messages without data are none of the store's business, however many there are.
