@@ -118,10 +118,17 @@ class Wire:
     """A connection to the service in memory, with frames at one end.
 
     :param implementation: what answers; an `Echo` if it is `None`.
+    :param caller: who comes by another port of ``factory``.
     :ivar transport: what the server writes to.
     """
 
-    def __init__(self, limits: Limits | None = None, implementation: Any = None, factory: GrpcFactory | None = None):
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        implementation: Any = None,
+        factory: GrpcFactory | None = None,
+        caller: Caller | None = None,
+    ):
         self.echo = implementation or Echo()
         if factory is None:
             dispatcher = Anybody()
@@ -131,7 +138,8 @@ class Wire:
         assert isinstance(factory.clock, Clock)
         self.clock = factory.clock
         self.factory = factory
-        protocol = factory.buildProtocol(None)
+        port = factory if caller is None else factory.at(lambda transport: caller)
+        protocol: Any = port.buildProtocol(None)
         assert protocol is not None
         self.protocol: GrpcProtocol = protocol
         self.transport = StringTransport()

@@ -15,8 +15,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from artifactserver.access import Caller, Right
 from artifactserver.listen import PortFactory, not_found_site
-from tests.callers import PUSHER
+from tests.callers import NOBODY, PULLER, PUSHER
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -165,7 +166,8 @@ class NotFoundTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.site = not_found_site(lambda transport: PUSHER, self.clock)
+        self.caller: Caller = PUSHER
+        self.site = not_found_site(lambda transport: self.caller, self.clock)
         self.site.doStart()
         self.addCleanup(self.site.doStop)
 
@@ -223,6 +225,47 @@ class NotFoundTests(SynchronousTestCase):
         self.assertTrue(answer.startswith(b"HTTP/1.1 404 "), answer)
         self.assertIn(b"Connection: close", answer)
         self.assertTrue(transport.disconnecting)
+
+    def test_refused(self) -> None:
+        """Who may not make a request is told why, whatever there is, and the connection stays open."""
+        put = b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
+        for self.caller, request, right in (
+            (PULLER, put, Right.PUSH),
+            (PULLER, b"FROBNICATE /x HTTP/1.1\r\nHost: h\r\n\r\n", Right.PUSH),
+            (NOBODY, b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n", Right.PULL),
+        ):
+            refusal = self.caller.refusal(right)
+            assert refusal is not None
+            answer, transport = self.talk(request)
+            head, _, body = answer.partition(b"\r\n\r\n")
+            self.assertTrue(head.startswith(b"HTTP/1.1 403 "), answer)
+            self.assertIn(b"Content-Type: text/plain", head)
+            self.assertIn(b"Content-Length: %d" % len(body), head)
+            self.assertEqual(body.decode(), f"{refusal.reason}\n")
+            self.assertFalse(transport.disconnecting)
+
+    def test_refused_head(self) -> None:
+        """HEAD is refused as GET is, without the sentence."""
+        self.caller = NOBODY
+        answer, _ = self.talk(b"HEAD /x HTTP/1.1\r\nHost: h\r\n\r\n")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 403 "), answer)
+        self.assertTrue(answer.endswith(b"\r\n\r\n"))
+
+    def test_refused_before_the_body(self) -> None:
+        """A client that asks before it sends is refused before it has sent anything."""
+        self.caller = PULLER
+        answer, transport = self.talk(
+            b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        self.assertTrue(answer.startswith(b"HTTP/1.1 403 "), answer)
+        self.assertTrue(transport.disconnecting)
+
+    def test_each_connection(self) -> None:
+        """Each connection has a caller of its own."""
+        get = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
+        for self.caller, status in ((NOBODY, b"403"), (PULLER, b"404")):
+            answer, _ = self.talk(get + get)
+            self.assertEqual(answer.count(b"HTTP/1.1 " + status), 2)
 
     def test_upgrade(self) -> None:
         """An offer to go on in HTTP/2 is no reason to: who can speak it says so with its first bytes."""

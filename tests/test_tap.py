@@ -145,7 +145,8 @@ class OptionsTests(SynchronousTestCase):
     def test_ports(self) -> None:
         """A port is a number that there is."""
         for port in ("65536", "-1", "x", "", "11002.5", "\u0661\u0662"):
-            self.refused("--port '.*' is not a port: give", "--port", port)
+            for option in ("--port", "--public-port"):
+                self.refused(f"{option} '.*' is not a port: give", option, port)
 
     def test_contradictions(self) -> None:
         """Options that make no sense together are refused, with what to do."""
@@ -154,10 +155,33 @@ class OptionsTests(SynchronousTestCase):
         self.refused("--client-certs needs TLS: give --server-key", "--client-certs", "c")
         self.refused(r"min \(9\) is more than --head-room-max \(5\)", "--head-room-min", "9", "--head-room-max", "5")
         self.refused("2 arguments that could be REPO", "one", "two")
+        self.refused("--client-certs-optional is given without --client-certs: ", "--client-certs-optional")
+        self.refused("--public-interface is given without --public-port: ", "--public-interface", "::1")
+        self.refused("--port and --public-port are both 7: give each a port", "--port", "7", "--public-port", "7")
+        self.refused("--port and --public-port are both 11001: give each a port", "--public-port", "11001")
+
+    def test_private(self) -> None:
+        """A private server has to know somebody, and has no public port."""
+        tls = ("--server-key", "k", "--server-cert", "c")
+        self.assertEqual(parse("--private", *tls, "--client-certs", "a")["private"], 1)
+        self.refused("--private .*: give --client-certs as well", "--private")
+        self.refused("--private .*: give --client-certs as well", "--private", *tls)
+        self.refused(
+            "--private and --public-port contradict each other: leave one",
+            *("--private", *tls, "--client-certs", "a", "--public-port", "0"),
+        )
+
+    def test_public_port(self) -> None:
+        """A public port is there if it is asked for; both may be any port that is free."""
+        options = parse()
+        self.assertEqual((options["public-port"], options["public-interface"]), (None, None))
+        options = parse("--public-port", "11002", "--public-interface", "::1")
+        self.assertEqual((options["public-port"], options["public-interface"]), (11002, "::1"))
+        self.assertEqual(parse("--port", "0", "--public-port", "0")["public-port"], 0)
 
     def test_empty(self) -> None:
         """An empty value is a variable that was not set, and no way to switch TLS off."""
-        for option in ("--server-key", "--server-cert", "--client-certs", "--interface"):
+        for option in ("--server-key", "--server-cert", "--client-certs", "--interface", "--public-interface"):
             self.refused(f"{option} is empty", option, "")
         self.refused("REPO is empty", "")
 
@@ -235,6 +259,14 @@ class SocketTests(SynchronousTestCase):
                 error = self.assertRaises(CannotListen, open_sockets, interface, port)
                 self.assertRegex(str(error), f"port {port}.* is in use: stop what listens there, or choose another")
 
+    def test_public(self) -> None:
+        """What is wrong with the public port or its address names the options of that one."""
+        with taken_port() as port:
+            error = self.assertRaises(CannotListen, open_sockets, None, port, "--public-port")
+            self.assertRegex(str(error), f"port {port} is in use: stop what listens there, or choose another --public-")
+        error = self.assertRaises(CannotListen, open_sockets, "192.0.2.1", 0, "--public-port")
+        self.assertRegex(str(error), "is not an address of this machine: give --public-interface one")
+
     def test_no_such_interface(self) -> None:
         """Something that is no address of this machine is refused, whatever else it is."""
         for interface in ("eth-none", "192.0.2.1", "2001:db8::1", "a b", "x" * 300):
@@ -290,6 +322,23 @@ class BuildTests(SynchronousTestCase):
             self.refused("is in use", "--port", str(port), str(self.place / "repo"))
         self.assertFalse((self.place / "repo").exists())
 
+    def test_two_ports(self) -> None:
+        """With a public port it listens on both, and says where; if one cannot be had, the other is given back."""
+        arguments = ("--interface", "127.0.0.1", "--public-interface", "localhost", str(self.place / "repo"))
+        service = tap.build(parse("--port", "0", "--public-port", "0", *arguments), MemoryReactorClock(), time.time)
+        main, *public = service.addresses()
+        self.assertEqual(main.rpartition(":")[0], "127.0.0.1")
+        self.assertTrue(public)
+        self.assertNotIn(main.rpartition(":")[2], {address.rpartition(":")[2] for address in public})
+        self.successResultOf(service.stopService())
+        port = free_port()
+        with taken_port() as taken:
+            self.refused(
+                f"port {taken} of localhost is in use.*--public-port",
+                *("--port", str(port), "--public-port", str(taken), *arguments),
+            )
+        sockets.close_sockets(open_sockets(None, port))
+
     def test_old_server(self) -> None:
         """The repository of an old bst-artifact-server is not touched."""
         for name in ("cas/objects", "refs"):
@@ -316,17 +365,20 @@ class BuildTests(SynchronousTestCase):
         self.assertFalse((self.place / "repo").exists())
 
     def test_connections(self) -> None:
-        """Of the descriptors half are for connections, and of those half for one address; over TLS it is the same."""
+        """Of the descriptors half are for connections, on all ports, and of those half for one address; so over TLS."""
         self.patch(process, "descriptors", lambda: 8)
         files = server_certificate().write(self.place)
         tls = ("--server-key", str(files.key), "--server-cert", str(files.certificate))
         for options in ((), tls):
-            arguments = ("--port", "0", *options, str(self.place / "repo"))
+            arguments = ("--port", "0", "--public-port", "0", *options, str(self.place / "repo"))
             service = tap.build(parse(*arguments), MemoryReactorClock(), time.time)
             self.addCleanup(service.stopService)
-            build = service.entrances[0].factory.buildProtocol
-            came = [build(IPv4Address("TCP", f"10.0.0.{host}", 1)) for host in (1, 1, 1, 2)]
-            self.assertEqual([protocol is not None for protocol in came], [True, True, False, True])
+            main, public = (entrance.factory.buildProtocol for entrance in service.entrances)
+            came = [
+                build(IPv4Address("TCP", f"10.0.0.{host}", 1))
+                for build, host in ((main, 1), (public, 1), (main, 1), (public, 1), (public, 2))
+            ]
+            self.assertEqual([protocol is not None for protocol in came], [True, True, False, False, True])
 
     def test_strangers(self) -> None:
         """Whoever is turned away for their certificate is in the log, but not thousands of them."""
@@ -339,12 +391,15 @@ class BuildTests(SynchronousTestCase):
 
         self.patch(tap, "server_tls", remember)
         tls = ("--server-key", str(files.key), "--server-cert", str(files.certificate))
-        service = tap.build(parse("--port", "0", *tls, str(self.place / "repo")), MemoryReactorClock(), time.time)
+        ports = ("--port", "0", "--public-port", "0")
+        service = tap.build(parse(*ports, *tls, str(self.place / "repo")), MemoryReactorClock(), time.time)
         self.addCleanup(service.stopService)
-        with capturedLogs() as events:
-            for number in range(1000):
-                made[0].complain("{peer} was turned away", peer=number)
-        self.assertTrue(1 < len(events) < 50, len(events))
+        self.assertEqual(len(made), 2)
+        for each in made:
+            with capturedLogs() as events:
+                for number in range(1000):
+                    each.complain("{peer} was turned away", peer=number)
+            self.assertTrue(1 < len(events) < 50, len(events))
 
     def test_chroot(self) -> None:
         """With twistd's ``--chroot`` the names would mean two things."""

@@ -152,11 +152,17 @@ class _Files(SynchronousTestCase):
         path.write_bytes(b"".join(contents))
         return path
 
-    def serve(self, *bundle: Certificate, server: Certificate | None = None, open_to_all: bool = False) -> ServerTls:
+    def serve(
+        self,
+        *bundle: Certificate,
+        server: Certificate | None = None,
+        open_to_all: bool = False,
+        required: bool = True,
+    ) -> ServerTls:
         """A server with these certificates in its bundle."""
         files = (server or SERVER).write(self.place)
         certs = None if open_to_all else self.file("authorized.crt", *(entry.pem for entry in bundle))
-        return server_tls(files.key, files.certificate, certs)
+        return server_tls(files.key, files.certificate, certs, required)
 
 
 SERVER = server_certificate()
@@ -194,6 +200,25 @@ class ClientCertificateTests(_Files):
         """A client without a certificate is kept out."""
         for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
             self.kept_out(self.serve(ALICE), Client(versions=(version, version)))
+
+    def test_optional(self) -> None:
+        """Where no certificate is required, who has none gets in as nobody, and a bad one is still turned away."""
+        old = certificate(expired=True)
+        server = self.serve(ALICE, old, required=False)
+        for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+            meeting = Meeting(server, Client(versions=(version, version)))
+            self.assertTrue(meeting.works)
+            self.assertEqual(meeting.server.identity, None)
+            self.gets_in(server, Client(ALICE, versions=(version, version)), ALICE)
+            for stranger in (MALLORY, old, certificate("x", issuer=MALLORY)):
+                self.kept_out(server, Client(stranger, versions=(version, version)))
+
+    def test_optional_and_empty(self) -> None:
+        """With an empty bundle and no need for a certificate, people get in without one, and the log says so."""
+        server = self.serve(required=False)
+        self.assertTrue(Meeting(server, Client()).works)
+        self.kept_out(server, Client(ALICE))
+        self.assertTrue(any("no client can show a certificate" in str(event.get("what")) for event in self.events))
 
     def test_empty_bundle(self) -> None:
         """With an empty bundle nobody gets in, and the log says why."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -15,6 +16,7 @@ from artifactserver.rpc.messages import PREFIX_BYTES
 from artifactserver.rpc.status import Code
 from artifactserver.rpc.streaming import MESSAGE_BYTES
 from tests import http2_peer as wire
+from tests.callers import PULLER, PUSHER
 from tests.echo_service import BytesValue, Wire, value
 from tests.http2_peer import Frame, frame, settings, window_update
 
@@ -162,6 +164,27 @@ class UnaryTests(SynchronousTestCase):
         """Who may not call a method is told so, and nothing runs."""
         self.wire.call(1, "Forbidden", b"")
         self.assertEqual(self.wire.statuses()[1], (status(Code.PERMISSION_DENIED), "not for you"))
+
+    def test_invalid_credentials(self) -> None:
+        """Who has shown something that is not valid is told that, with a code of its own."""
+        self.wire.factory.routes.unauthenticated = True  # type: ignore[attr-defined]
+        self.wire.call(1, "Forbidden", b"")
+        self.assertEqual(self.wire.statuses()[1], (status(Code.UNAUTHENTICATED), "not for you"))
+
+    def test_another_port(self) -> None:
+        """Calls of another port are made by its callers; memory and the end are counted together."""
+        shared = self.wire.factory
+        line = Wire(implementation=self.wire.echo, factory=shared, caller=PUSHER)
+        for each in (self.wire, line):
+            each.call(1, "Unary", b"x")
+        self.assertEqual([call.caller for call in self.wire.echo.calls], [PULLER, PUSHER])
+        self.assertEqual(len(shared.connections), 2)
+        done = shared.drain(5)
+        for each in (self.wire, line):
+            self.assertNoResult(done)
+            each.lost()
+        self.successResultOf(done)
+        self.assertIsNone(shared.at(lambda transport: PUSHER).buildProtocol(IPv4Address("TCP", "10.0.0.1", 1)))
 
     def test_unknown_methods(self) -> None:
         """What is not there, or declared and not built, is UNIMPLEMENTED."""
