@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import unittest
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.buildstream import BuildStream1, BuildStream2, Entry, Project, Remote, find_program, snapshot, write_project
 from tests.certificates import CertificateFiles, certificate, server_certificate
-from tests.processes import Finished, Server
+from tests.processes import Finished, Server, free_port
 
 TOP = "everything.bst"
 
@@ -67,6 +67,7 @@ class _ClientTests(_TestCase):
     Client: type[BuildStream1] | type[BuildStream2]
     NOT_THERE: str
     NO_PUSH: str
+    PUBLIC: str
 
     #: What the tests of one class share; made by the first of them.
     workshop: Workshop | None = None
@@ -94,13 +95,14 @@ class _ClientTests(_TestCase):
         self.addCleanup(server.kill)
         return server.start()
 
-    def serve_tls(self) -> Server:
+    def serve_tls(self, *options: str) -> Server:
         """Start a server that wants certificates: the workshop's `client` is good, its `stranger` is not."""
         return self.serve(
             "--enable-push",
             *("--server-key", str(self.shared.server.key)),
             *("--server-cert", str(self.shared.server.certificate)),
             *("--client-certs", str(self.shared.bundle)),
+            *options,
         )
 
     def tls_remote(self, server: Server, client: CertificateFiles | None, host: str = "localhost") -> Remote:
@@ -198,6 +200,17 @@ class _ClientTests(_TestCase):
         server.start()
         self.pulls_everything(self.new_user(), self.tls_remote(server, self.shared.client, host="127.0.0.1"))
 
+    def test_two_ports(self) -> None:
+        """Who has a certificate pushes to one port; who has none pulls from the other, and cannot push there."""
+        port = free_port()
+        server = self.serve_tls("--public-port", str(port))
+        self.succeeds(self.builder.push(TOP, self.tls_remote(server, self.shared.client)))
+        public = Remote(f"https://localhost:{port}", server=self.shared.server)
+        self.pulls_everything(self.new_user(), replace(public, push=False))
+        refused = self.builder.push(TOP, public)
+        self.assertNotEqual(refused.status, 0, refused)
+        self.says(refused, self.PUBLIC)
+
     def test_tls_stranger(self) -> None:
         """A client certificate that the bundle does not hold is refused, though it has the same name."""
         server = self.serve_tls()
@@ -225,7 +238,7 @@ class BuildStream1Tests(_ClientTests, SynchronousTestCase):
     GENERATION = 1
     Client = BuildStream1
     NOT_THERE = r"Remote \(http://localhost:\d+\) does not have [0-9a-f]{8} cached"
-    NO_PUSH = "does not allow push"
+    NO_PUSH = PUBLIC = "does not allow push"
 
 
 class BuildStream2Tests(_ClientTests, SynchronousTestCase):
@@ -237,6 +250,7 @@ class BuildStream2Tests(_ClientTests, SynchronousTestCase):
     Client = BuildStream2
     NOT_THERE = r"Remote \(http://localhost:\d+\) does not have artifact [0-9a-f]{8} cached"
     NO_PUSH = "PERMISSION_DENIED.*--enable-push"
+    PUBLIC = "PERMISSION_DENIED.*this is the public port.* with a client certificate"
 
     builder: BuildStream2
 
