@@ -605,6 +605,30 @@ class RoomTests(LocalStoreTestCase):
         with self.assertRaises(NoRoom):
             this.enter("me", 200)
 
+    def test_looks_at_the_disk(self) -> None:
+        """Small promises share a look at the disk, of no more than a bound, and never of more than there was."""
+        self.patch(room, "LOOK_BYTES", 100)
+        status = mock.Mock(f_bavail=1000, f_frsize=1)
+        looks = []
+
+        def statvfs(path: Any) -> Any:
+            looks.append(path)
+            return status
+
+        this = room.Room(self.new_path(), 0, statvfs=statvfs)
+        promises = [this.promise(10) for _ in range(11)]
+        self.assertEqual(len(looks), 1)
+        promises.append(this.promise(1))
+        self.assertEqual(len(looks), 2)
+        for promise in promises:
+            promise.reduce(0)
+        status.f_bavail = 120
+        promises = [this.promise(110)]
+        for size in (5, 5):
+            promises.append(this.promise(size))
+        with self.assertRaises(NoRoom):
+            this.promise(1)
+
     def test_number_of_uploads(self) -> None:
         """One caller, and all together, may have only so many uploads under way."""
         self.patch(room, "CALLER_UPLOADS", 2)

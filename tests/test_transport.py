@@ -272,6 +272,14 @@ class CancellationTests(SynchronousTestCase):
         self.assertEqual(self.wire.statuses()[1][0], status(Code.DEADLINE_EXCEEDED))
         self.assertEqual(len(self.cancelled), 1)
 
+    def test_deadline_of_an_upload(self) -> None:
+        """It passes for an upload of which nothing has come yet, and whose handler has not begun, as well."""
+        self.wire.call(1, "Up", end=False, grpc_timeout="1500m")
+        self.wire.clock.advance(1.4)
+        self.assertEqual(self.wire.frames(), [])
+        self.wire.clock.advance(0.2)
+        self.assertEqual(self.wire.statuses()[1][0], status(Code.DEADLINE_EXCEEDED))
+
     def test_in_time(self) -> None:
         """A deadline that is kept leaves nothing behind."""
         self.wire.echo.unary = lambda sent: sent

@@ -196,10 +196,7 @@ class Exchange:
             error.__traceback__ = None
         else:
             if not self.over:
-                deadline = self._call.deadline
-                if deadline is not None and self._timer is None:
-                    clock = self._carrier.clock
-                    self._timer = clock.callLater(max(0.0, deadline - clock.seconds()), self._expired)
+                self._mind_deadline()
                 self._awaited = awaited
             awaited.addBoth(self._resume, coroutine)
             if self._cancel_next:
@@ -309,8 +306,15 @@ class Exchange:
         self.cancelled()
         self._carrier.flush()
 
+    def _mind_deadline(self) -> None:
+        """From now on, a timer ends the call when its deadline passes: something has to be waited for."""
+        deadline = self._call.deadline
+        if deadline is not None and self._timer is None:
+            clock = self._carrier.clock
+            self._timer = clock.callLater(max(0.0, deadline - clock.seconds()), self._expired)
+
     def check_deadline(self) -> None:
-        """End the call if its deadline has passed.  A timer does that only from when its handler has to wait."""
+        """End the call if its deadline has passed.  A timer does that only from when something has to be waited for."""
         deadline = self._call.deadline
         if deadline is not None and self._timer is None and self._carrier.clock.seconds() >= deadline:
             self._expired()

@@ -28,7 +28,7 @@ class StreamingExchange(Exchange):
     """Hands the messages on as the handler asks for them.
 
     The handler begins, and goes on, when everything that arrived together has been looked at: by then it often need
-    not wait at all.
+    not wait at all.  One that has nothing to say before the end does not begin before its first message is here.
     """
 
     __slots__ = ("_begun", "_ended", "_hungry", "_messages", "_queued", "_waiting", "_withheld")
@@ -43,11 +43,12 @@ class StreamingExchange(Exchange):
         self._queued = 0
         self._withheld = 0
         self._waiting: Deferred[None] | None = None
-        carrier.wake(self)
+        if wanted.method.streams_out or self._call.deadline is not None:
+            carrier.wake(self)
 
     @property
     def waits_for_data(self) -> bool:
-        return not self.over and self._waiting is not None
+        return not self.over and (self._waiting is not None or not self._begun)
 
     def data_received(self, payload: bytes | memoryview, ended: bool) -> None:
         self._withheld += len(payload)
@@ -63,7 +64,7 @@ class StreamingExchange(Exchange):
             self._messages.append(message)
             self._queued += message[1]
         if messages or ended:
-            if self._waiting is not None:
+            if self._waiting is not None or not self._begun:
                 self._carrier.wake(self)
         elif self._hungry:
             self._release()
@@ -73,8 +74,11 @@ class StreamingExchange(Exchange):
         if self.over:
             return
         if not self._begun:
-            self._begun = True
-            self._run(Requests(self))
+            if self._messages or self._ended or self._wanted.method.streams_out:
+                self._begun = True
+                self._run(Requests(self))
+            else:
+                self._mind_deadline()
         elif self._waiting is not None and (self._messages or self._ended):
             # Woken once for each part that arrived, it may have had them all the first time.
             waiting, self._waiting = self._waiting, None

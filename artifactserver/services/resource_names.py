@@ -40,7 +40,7 @@ def parse_read(name: str) -> Digest:
     :raises InvalidDigest: if what should be a digest in it is none.
     """
     if usual := _USUAL_READ(name):
-        return Digest.parse(usual[1], int(usual[2]))
+        return Digest.sound(usual[1], int(usual[2]))
     segments = _split(name)
     start = _keyword(segments)
     if start is None:
@@ -55,7 +55,7 @@ def parse_write(name: str) -> Digest:
     :raises InvalidDigest: if what should be a digest in it is none.
     """
     if usual := _USUAL_WRITE(name):
-        return Digest.parse(usual[1], int(usual[2]))
+        return Digest.sound(usual[1], int(usual[2]))
     segments = _split(name)
     start = _keyword(segments)
     if start is None:

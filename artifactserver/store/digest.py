@@ -69,6 +69,11 @@ class Digest:
         return cls(_SHA256_KEY + bytes.fromhex(hash), size)
 
     @classmethod
+    def sound(cls, hash: str, size: int) -> Digest:
+        """A SHA-256 digest of which everything has been seen that `parse` would look for."""
+        return cls(_SHA256_KEY + bytes.fromhex(hash), size)
+
+    @classmethod
     def of(cls, content: bytes, function: DigestFunction = DigestFunction.SHA256) -> Digest:
         """The digest of ``content``."""
         return cls(bytes([function]) + HASHERS[function](content).digest(), len(content))

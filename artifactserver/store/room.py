@@ -18,6 +18,10 @@ CALLER_SHARE = 0.5
 CALLER_UPLOADS = 128
 ALL_UPLOADS = 1024
 
+#: Bytes that are promised after one look at the disk, if it had that many: to look costs more than to promise, and next
+#: to the head room they are nothing.
+LOOK_BYTES = 1024 * 1024
+
 
 class Promise:
     """Space for bytes that are not on disk yet.  As a context manager it holds until the end of the block.
@@ -66,6 +70,8 @@ class Room:
         self._head_room = head_room
         self._statvfs = statvfs
         self._promised = 0
+        # What may be promised before the next look.
+        self._granted = 0
         self._callers: dict[str, _Caller] = {}
         self._uploads = 0
 
@@ -75,19 +81,26 @@ class Room:
         free: int = status.f_bavail * status.f_frsize
         return free - self._head_room - self._promised
 
-    def require(self, size: int) -> None:
-        """:raises NoRoom: if ``size`` more bytes would eat into the head room."""
-        if size > self.available():
+    def require(self, size: int) -> int:
+        """How much is available, which is at least ``size``.
+
+        :raises NoRoom: if so many more bytes would eat into the head room.
+        """
+        available = self.available()
+        if size > available:
             raise NoRoom(
                 f"the server has no room for {size} more bytes: it keeps {self._head_room} bytes of its disk free"
             )
+        return available
 
     def promise(self, size: int) -> Promise:
         """Count ``size`` bytes as taken while they are not yet on disk.
 
         :raises NoRoom: if there is no space for them.
         """
-        self.require(size)
+        if size > self._granted:
+            self._granted = min(self.require(size), size + LOOK_BYTES)
+        self._granted -= size
         return Promise(self, size)
 
     def count(self, change: int) -> None:
