@@ -33,8 +33,10 @@ from zope.interface import implementer
 #: older ones, ``grpc-exp``.
 PROTOCOLS = (b"http/1.1", b"h2")
 
-#: For TLS 1.2; version 1.3 has no bad ones.
-_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+#: For TLS 1.2, and 1.3, which has no bad ones.  AES-128 comes first: it is as safe for all that is known, and a tenth
+#: less work.
+_CIPHERS = b"ECDHE+AESGCM+AES128:ECDHE+AESGCM:ECDHE+CHACHA20"
+_CIPHERS_13 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 
 _OPTIONS = SSL.OP_NO_COMPRESSION | SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
 
@@ -107,6 +109,7 @@ class ServerTls:
         context.clear_mode(_PARTIAL_WRITE)
         context.set_mode(SSL.MODE_RELEASE_BUFFERS)
         context.set_cipher_list(_CIPHERS)
+        context.set_tls13_ciphersuites(_CIPHERS_13)
         context.set_alpn_select_callback(_choose_protocol)
         context.use_certificate(chain[0])
         for certificate in chain[1:]:

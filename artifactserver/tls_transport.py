@@ -5,31 +5,60 @@ decrypted record by record.  Here a write is encrypted in large slices of one vi
 piece, and all that was decrypted of what arrived together is handed on together, so that the protocol above sees it
 as if there were no TLS.
 
+Copies are what TLS costs besides the encryption itself.  Large parts of a sequence are encrypted where they are, not
+joined first; and what comes of it is read into one buffer that all connections share, where pyOpenSSL's ``bio_read``
+would make a new one each time and copy it twice.
+
 It relies on these internals of `TLSMemoryBIOProtocol`, and ``tests/test_tls_transport.py`` on their being there:
 ``_tlsConnection``, ``_handshakeDone``, ``_appSendBuffer``, ``_bufferedWrite``, ``_lostTLSConnection``, ``_aborted``,
 ``_producer``, ``_tlsShutdownFinished``, ``_shutdownTLS``, and that it calls ``_write``, ``_flushSendBIO`` and
-``_flushReceiveBIO``.
+``_flushReceiveBIO``.  Of pyOpenSSL's, there are ``_from_ssl`` and the bindings below it; without them it does without.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from OpenSSL import SSL
 from OpenSSL.SSL import Error, WantReadError, ZeroReturnError
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IProtocolFactory, IReactorTime
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
-#: The most that one record carries (RFC 8446, section 5.1), and more than encryption adds to it.
+#: The most that one record carries (RFC 8446, section 5.1).
 RECORD_BYTES = 16 * 1024
-OVERHEAD_BYTES = 64
 
 #: What OpenSSL is given at once, to encrypt or to decrypt.  It keeps a buffer of that size for each direction while
 #: the connection lives, so it is not more than it has to be.
 SLICE_BYTES = 64 * 1024
 
-#: What the handshake, alerts and other messages of TLS itself take, at most, between two looks.
-MESSAGES_BYTES = 16 * 1024
+#: How much of what OpenSSL has encrypted is sent on at once.
+BUFFER_BYTES = 5 * SLICE_BYTES
+
+_buffer = bytearray(BUFFER_BYTES)
+_view = memoryview(_buffer)
+
+try:
+    _address = SSL._ffi.from_buffer(_buffer)  # type: ignore[attr-defined]
+    _bio_read = SSL._lib.BIO_read  # type: ignore[attr-defined]
+except AttributeError:
+    _bio_read = None
+
+
+def _runs(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes: large pieces as they are, and what is between them joined."""
+    small: list[bytes] = []
+    for piece in pieces:
+        if len(piece) < SLICE_BYTES:
+            small.append(piece)
+            continue
+        if small:
+            yield b"".join(small)
+            small.clear()
+        yield piece
+    if small:
+        yield small[0] if len(small) == 1 else b"".join(small)
 
 
 class TlsTransport(TLSMemoryBIOProtocol):
@@ -37,46 +66,73 @@ class TlsTransport(TLSMemoryBIOProtocol):
 
     def _flushSendBIO(self) -> None:
         """Send what OpenSSL has ready."""
-        pieces: list[bytes] = []
-        self._fetch(pieces, MESSAGES_BYTES)
-        self._send(pieces)
+        self._send(self._fetch(0))
 
-    def _fetch(self, pieces: list[bytes], most: int) -> None:
-        """Add to ``pieces`` what OpenSSL has ready, probably less than ``most`` bytes."""
-        fetch = self._tlsConnection.bio_read
+    def _fetch(self, end: int) -> int:
+        """Put what OpenSSL has ready into the buffer, behind its first ``end`` bytes; gives how many there are then."""
+        while True:
+            if end + RECORD_BYTES > BUFFER_BYTES:
+                self._send(end)
+                end = 0
+            room = BUFFER_BYTES - end
+            got = self._read_into(end, room)
+            end += got
+            if got < room:
+                return end
+
+    def _read_into(self, start: int, most: int) -> int:
+        connection = self._tlsConnection
+        source = getattr(connection, "_from_ssl", None)
+        if _bio_read is not None and source is not None:
+            got: int = _bio_read(source, _address + start, most)
+            return max(0, got)
         try:
-            while True:
-                pieces.append(fetch(most))
-                if len(pieces[-1]) < most:
-                    return
+            data = connection.bio_read(most)
         except WantReadError:
-            return
+            return 0
+        _view[start : start + len(data)] = data
+        return len(data)
+
+    def _send(self, end: int) -> None:
+        """Send the first ``end`` bytes of the buffer."""
+        if end:
+            assert self.transport is not None
+            self.transport.write(bytes(_view[:end]))
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        # As Twisted's `write` has it: nothing is written any more, but by a producer.
+        if not self.disconnecting or self._producer is not None:
+            self._encrypt(_runs(iovec))
 
     def _write(self, data: bytes) -> None:
+        self._encrypt((data,))
+
+    def _encrypt(self, runs: Iterable[bytes]) -> None:
         if self._lostTLSConnection:
             return
-        pieces: list[bytes] = []
-        with memoryview(data) as view:
-            start, size = 0, len(data)
-            while start < size:
-                try:
-                    sent = self._tlsConnection.send(view[start : start + SLICE_BYTES])
-                except WantReadError:
-                    # The handshake is not over, or the peer changes its keys: OpenSSL wants to read first.
-                    self._bufferedWrite(bytes(view[start:]))
-                    break
-                except Error:
-                    self._send(pieces)
-                    self._tlsShutdownFinished(Failure())
-                    return
-                start += sent
-                self._fetch(pieces, sent + OVERHEAD_BYTES * (sent // RECORD_BYTES + 1) + 1)
-        self._send(pieces)
-
-    def _send(self, pieces: list[bytes]) -> None:
-        if pieces:
-            assert self.transport is not None
-            self.transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        end = 0
+        waits = False
+        for run in runs:
+            if waits:
+                self._bufferedWrite(bytes(run))
+                continue
+            with memoryview(run) as view:
+                start, size = 0, len(run)
+                while start < size:
+                    try:
+                        sent = self._tlsConnection.send(view[start : start + SLICE_BYTES])
+                    except WantReadError:
+                        # The handshake is not over, or the peer changes its keys: OpenSSL wants to read first.
+                        self._bufferedWrite(bytes(view[start:]))
+                        waits = True
+                        break
+                    except Error:
+                        self._send(end)
+                        self._tlsShutdownFinished(Failure())
+                        return
+                    start += sent
+                    end = self._fetch(end)
+        self._send(end)
 
     def dataReceived(self, data: bytes) -> None:
         if not self._handshakeDone or self._appSendBuffer or len(data) <= SLICE_BYTES:

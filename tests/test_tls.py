@@ -328,6 +328,14 @@ class AgreementTests(_Files):
             old = self.agreed(versions=versions, ciphers=cipher, curve=ec.SECP256R1())
             self.assertEqual(old.get_cipher_name(), cipher.decode())
 
+    def test_preferred_cipher(self) -> None:
+        """Who can do everything gets AES-128, whatever it prefers itself."""
+        for version, name in (
+            (SSL.TLS1_2_VERSION, "ECDHE-RSA-AES128-GCM-SHA256"),
+            (SSL.TLS1_3_VERSION, "TLS_AES_128_GCM_SHA256"),
+        ):
+            self.assertEqual(self.agreed(versions=(version, version)).get_cipher_name(), name)
+
     def test_weak_ciphers(self) -> None:
         """What keeps no secrets when the key is lost, or is no authenticated encryption, is not spoken."""
         for cipher in (b"AES128-GCM-SHA256", b"ECDHE-RSA-AES128-SHA256"):

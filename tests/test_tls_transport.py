@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -20,9 +21,10 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from artifactserver import tls_transport
 from artifactserver.sockets import adopt, open_sockets
 from artifactserver.tls import server_tls
-from artifactserver.tls_transport import SLICE_BYTES, TlsFactory, TlsTransport
+from artifactserver.tls_transport import BUFFER_BYTES, SLICE_BYTES, TlsFactory, TlsTransport
 from tests.certificates import server_certificate
 from tests.chance import examples
 
@@ -44,10 +46,13 @@ class _Kept(Protocol):
 class _Line:
     """A client made of Python's ``ssl`` and the server's end, in memory.
 
+    :param early: what the server writes before anything has happened.
     :ivar writes: what the server wrote to its transport, each time.
     """
 
-    def __init__(self, files: Any, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
+    def __init__(
+        self, files: Any, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, early: Sequence[bytes] = ()
+    ) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -65,6 +70,8 @@ class _Line:
         self.writes: list[bytes] = []
         self.transport.write = self.writes.append  # type: ignore[method-assign]
         self.server.makeConnection(self.transport)
+        if early:
+            self.server.writeSequence(early)
         while True:
             try:
                 self.client.do_handshake()
@@ -127,11 +134,13 @@ class TlsTransportTests(SynchronousTestCase):
             ("_producer", None),
         ):
             self.assertEqual(getattr(line.server, name), value, name)
+        self.assertIsNotNone(tls_transport._bio_read)
+        self.assertIsNotNone(line.server._tlsConnection._from_ssl)
         for name in ("bio_read", "bio_write", "send", "recv"):
             self.assertTrue(callable(getattr(line.server._tlsConnection, name)))
         for name in ("_bufferedWrite", "_tlsShutdownFinished", "_shutdownTLS"):
             self.assertIn(name, vars(TLSMemoryBIOProtocol))
-        for name in ("_write", "_flushSendBIO", "_flushReceiveBIO", "dataReceived"):
+        for name in ("_write", "writeSequence", "_flushSendBIO", "_flushReceiveBIO", "dataReceived"):
             self.assertIn(name, vars(TLSMemoryBIOProtocol))
             self.assertIn(name, vars(TlsTransport))
         called: list[str] = []
@@ -151,8 +160,44 @@ class TlsTransportTests(SynchronousTestCase):
             for size in (1, 100, 16_384, SLICE_BYTES, SLICE_BYTES + 1, 1_000_000):
                 content = bytes(range(256)) * (size // 256 + 1)
                 line.server.write(content[:size])
-                self.assertEqual(len(line.writes), 1)
+                self.assertEqual(len(line.writes), 1 + size // BUFFER_BYTES)
                 self.assertEqual(line.received(), content[:size])
+
+    def test_sequence(self) -> None:
+        """What is written in pieces arrives in order, and is sent at once, large pieces and views among them."""
+        for bio_read in (tls_transport._bio_read, None):
+            self.patch(tls_transport, "_bio_read", bio_read)
+            line = _Line(self.files)
+            line.received()
+            content = bytes(range(256)) * 2000
+            view = memoryview(content)
+            for cuts in ((9, 20, 200_009, 200_018), (), (9,), (70_000, 140_000), (100, 500_000)):
+                pieces = [view[start:stop] for start, stop in itertools.pairwise((0, *cuts, len(content)))]
+                line.server.writeSequence(pieces)
+                self.assertEqual(len(line.writes), 1 + len(content) // BUFFER_BYTES)
+                self.assertEqual(line.received(), content)
+            line.server.writeSequence([b"small", b"", b" and ", b"few"])
+            self.assertEqual((len(line.writes), line.received()), (1, b"small and few"))
+            line.server.writeSequence([])
+            self.assertEqual(line.writes, [])
+
+    def test_too_early(self) -> None:
+        """What is written while the handshake is not over follows it, in order."""
+        line = _Line(self.files, early=[b"one", bytes(100_000), b"two", bytes(70_000)])
+        self.assertEqual(line.received(), b"one" + bytes(100_000) + b"two" + bytes(70_000))
+
+    def test_too_late(self) -> None:
+        """Nothing is written any more after the connection was closed, or has failed."""
+        line = _Line(self.files)
+        line.received()
+        line.server.loseConnection()
+        line.server.writeSequence([b"too late", bytes(100_000)])
+        self.assertEqual(line.received(), b"")
+        line = _Line(self.files)
+        line.to_server(b"\x17\x03\x03\x00\x20" + bytes(32))
+        line.writes.clear()
+        line.server.writeSequence([b"too late", bytes(100_000)])
+        self.assertEqual(line.writes, [])
 
     def test_together(self) -> None:
         """What arrives together is handed on together, however many records it is."""

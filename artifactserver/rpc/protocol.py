@@ -8,6 +8,7 @@ whichever calls have data and window until the transport says that it has enough
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, ISSLTransport, ITCPTransport
@@ -68,6 +69,8 @@ class GrpcProtocol(Protocol):
         self.held = 0
         self.working = 0
         self.expansions = Expansions(self.clock)
+        # How pieces are written that need not be joined; over TLS they need not.
+        self._write_pieces: Callable[[Any], None] | None = None
         self._woken: list[Exchange] = []
         self._postponed: deque[Exchange] = deque()
         # While this is set, something further up will flush.
@@ -90,6 +93,8 @@ class GrpcProtocol(Protocol):
         self.factory.connections.add(self)
         self._heartbeat = Heartbeat(self.engine, self.limits, self.clock.seconds())
         self._beat = self.clock.callLater(self._heartbeat.interval, self._look)
+        if ISSLTransport.providedBy(transport):
+            self._write_pieces = transport.writeSequence
         transport.registerProducer(self, True)  # type: ignore[attr-defined]
         self.engine.start()
         self.flush()
@@ -165,12 +170,16 @@ class GrpcProtocol(Protocol):
     def _write(self) -> None:
         sender = self.engine.sender
         transport: Any = self.transport
+        write_pieces = self._write_pieces
         while True:
             while not sender.blocked:
-                piece = sender.take()
-                if not piece:
+                pieces = sender.take_pieces()
+                if not pieces:
                     break
-                transport.write(piece)
+                if write_pieces is not None:
+                    write_pieces(pieces)
+                else:
+                    transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             if sender.drained:
                 drained, sender.drained = sender.drained, []
                 for stream in drained:

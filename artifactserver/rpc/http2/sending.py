@@ -5,7 +5,7 @@ and is cut into frames only when the transport asks for the next piece.  So an a
 leaves before the first DATA frame that makes use of them, and what a peer is not ready for costs no cutting.
 
 Streams that have both data and window take turns, a piece each.  A piece is one `bytes` of frame headers and payload
-joined: a transport would join them anyway, and takes nothing else.
+joined: a transport would join them anyway, and takes nothing else.  TLS copies them anyway, and takes them as they are.
 """
 
 from __future__ import annotations
@@ -224,15 +224,19 @@ class Sender:
 
     def take(self, most: int = PIECE) -> bytes:
         """The next bytes to write: at most about ``most``, unless control frames alone are more; empty for none."""
+        pieces = self.take_pieces(most)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def take_pieces(self, most: int = PIECE) -> list[bytes]:
+        """The same in pieces, some of which may be a `memoryview`: for who need not join them."""
         if self._ready and self.window > 0:
             self._cut(most - self._out_bytes)
         out = self._out
-        if not out:
-            return b""
-        self._out = []
-        self._out_bytes = 0
-        self.control_frames = 0
-        return out[0] if len(out) == 1 else b"".join(out)
+        if out:
+            self._out = []
+            self._out_bytes = 0
+            self.control_frames = 0
+        return out
 
     def _put(self, frame: bytes) -> None:
         self._out.append(frame)
