@@ -7,9 +7,12 @@ nothing stands in line before it.  A large one does not: the peer that reads fas
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet import tcp
+from twisted.internet.interfaces import IAddress
+from zope.interface import implementer
 
 #: What is read at once, and what may wait to be written before a producer is told that it is enough.
 READ_BYTES = 256 * 1024
@@ -47,3 +50,38 @@ class AcceptedConnection(tcp.Server):
                     return
                 data = data[sent:]
         super().write(data)
+
+
+@implementer(IAddress)
+@dataclass(frozen=True, slots=True)
+class UnixPeer:
+    """Where clients at a unix socket call from: all that is known of them is the socket.
+
+    :ivar path: that of the socket.
+    """
+
+    path: str
+
+    @property
+    def host(self) -> str:
+        """What stands in the log where others have an IP address, and for whom their connections count."""
+        return f"unix:{self.path}"
+
+
+class AcceptedUnixConnection(AcceptedConnection):
+    """The transport of one connection to a unix socket of ours.
+
+    Twisted's own would take the descriptors that a client sends along, to close them again; the kernel does that by
+    itself.
+    """
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Nothing is ever delayed."""
+
+    def getTcpNoDelay(self) -> bool:
+        return True
+
+    def getPeer(self) -> UnixPeer:
+        return UnixPeer(str(self.client[0]))
+
+    getHost = getPeer

@@ -13,6 +13,7 @@ import socket
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorSocket
 
 from artifactserver.accepted import AcceptedConnection
+from artifactserver.unix_ports import UnixPort, UnixSocket
 
 #: Connections that may wait to be accepted.  BuildStream 1 opens a new one for every element.
 BACKLOG = 1024
@@ -58,11 +59,14 @@ def open_sockets(interface: str | None, port: int, option: str = "--port") -> li
 
 
 def adopt(reactor: IReactorSocket, listening: socket.socket, factory: IProtocolFactory) -> IListeningPort:
-    """Let the reactor accept what connects; ``listening`` itself is closed."""
+    """Let the reactor accept what connects; ``listening`` is the port's from now on, or closed."""
+    if isinstance(listening, UnixSocket):
+        unix_port = UnixPort(listening, factory, reactor)
+        unix_port.startListening()
+        return unix_port
     port = reactor.adoptStreamPort(listening.fileno(), listening.family, factory)  # type: ignore[arg-type]
     port.transport = AcceptedConnection  # type: ignore[attr-defined]
-    # It has a duplicate of the socket, and has set the backlog to a default of its own.
-    listening.listen(BACKLOG)
+    # It has a duplicate of the socket.
     listening.close()
     return port
 
@@ -73,8 +77,11 @@ def close_sockets(sockets: list[socket.socket]) -> None:
         sockets.pop().close()
 
 
-def address_of(host: str, port: int) -> str:
-    """How people write an address: ``host:port``, with brackets round IPv6."""
+def address_of(listening: socket.socket) -> str:
+    """How people write where a socket listens: ``host:port``, with brackets round IPv6, or ``unix:path``."""
+    if isinstance(listening, UnixSocket):
+        return f"unix:{listening.name}"
+    host, port = listening.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
