@@ -46,13 +46,13 @@ class ServeOptions(Options):
     longdesc = Options.longdesc.replace("  Without REPO it is the directory 'artifacts' in the current one.", "")
 
     optParameters = [
-        ["port", "p", None, "TCP port to listen on, 0 for any that is free.  (required)"],
+        ["port", "p", None, "TCP port to listen on, 0 for any that is free.  (required, unless there is --listen)"],
         *(parameter for parameter in Options.optParameters if parameter[0] != "port"),
         ["log-level", None, "warning", "What to log on standard error: warning, info or trace."],
     ]
 
     def postOptions(self) -> None:
-        if self["port"] is None:
+        if self["port"] is None and not self["listen"]:
             raise UsageError("--port is missing: give the number of the port to listen on")
         super().postOptions()
         if self["log-level"] not in LOG_LEVELS:

@@ -17,6 +17,7 @@ from twisted.python.usage import Options as _Options
 
 from artifactserver import __version__
 from artifactserver.access import Source
+from artifactserver.endpoints import EndpointProblem, Listen, parse_all
 
 #: Where ``twistd artifactserver`` listens if it is not told: where BuildStream's manual has a server to pull from.
 DEFAULT_PORT = 11001
@@ -34,10 +35,10 @@ _MAX_SIZE = 2**63 - 1
 class Options(_Options):
     """The options of ``twistd artifactserver``.
 
-    After parsing there are: ``port``; ``interface``, `None` for all; ``public-port``, `None` for no such port, and
-    ``public-interface``; ``repo``, ``server-key``, ``server-cert`` and ``client-certs``, each an absolute path or, but
-    for ``repo``, `None`; the flags ``client-certs-optional``, ``enable-push`` and ``private``; ``head-room-min`` and
-    ``head-room-max`` in bytes.
+    After parsing there are: ``port``, `None` for no such port; ``interface``, `None` for all; ``public-port``, `None`
+    for no such port, and ``public-interface``; ``listen``, a list of `Listen`; ``repo``, ``server-key``,
+    ``server-cert`` and ``client-certs``, each an absolute path or, but for ``repo``, `None`; the flags
+    ``client-certs-optional``, ``enable-push`` and ``private``; ``head-room-min`` and ``head-room-max`` in bytes.
     """
 
     synopsis = "[options] [REPO]"
@@ -94,6 +95,12 @@ class Options(_Options):
     #: Who speaks when an option is refused.
     program = "artifactserver"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self["listen"] = []
+        #: The options that were given, as ``--name`` or ``-n``.
+        self._given: set[str] = set()
+
     def parseOptions(self, options: list[str] | None = None) -> None:
         """Parse a command line, on which options may follow REPO.
 
@@ -116,7 +123,12 @@ class Options(_Options):
         if not self._rundir().is_dir():
             # It would be made on the way to the repository.
             raise UsageError(f"--rundir {self._rundir()} is not a directory: make it, or give another")
-        self["port"] = _port("port", self["port"])
+        if self["listen"] and not self._given & {"--port", "-p"}:
+            self["port"] = None
+        if self["port"] is not None:
+            self["port"] = _port("port", self["port"])
+        elif self["interface"] is not None:
+            raise UsageError("--interface is given without --port: give the number of a port, or leave it out")
         for name in ("interface", "public-interface", "server-key", "server-cert", "client-certs", "repo"):
             if self[name] == "":
                 word = "REPO" if name == "repo" else f"--{name}"
@@ -133,6 +145,7 @@ class Options(_Options):
         if self["client-certs-optional"] and self["client-certs"] is None:
             raise UsageError("--client-certs-optional is given without --client-certs: there is nothing to show")
         self._check_public_port()
+        self._check_listen()
         if self["private"] and not self.sources:
             options = " or ".join(f"--{name}" for name in SOURCES)
             raise UsageError(f"--private lets in nobody without a source of identities: give {options} as well")
@@ -149,6 +162,10 @@ class Options(_Options):
         """How clients of this server can prove who they are."""
         return frozenset(kind for name, kind in SOURCES.items() if self[name] is not None)
 
+    def opt_listen(self, endpoint: str) -> None:
+        """Listen there too: a tcp:, unix: or systemd: endpoint as Twisted has them, behind [main|public][,clear]=."""
+        self["listen"].append(endpoint)
+
     def opt_version(self) -> None:
         """Display the version and exit."""
         print(f"artifactserver {__version__}")  # noqa: T201
@@ -164,6 +181,20 @@ class Options(_Options):
             raise UsageError(f"--port and --public-port are both {port}: give each a port of its own")
         if self["private"]:
             raise UsageError("--private and --public-port contradict each other: leave one of them out")
+
+    def _check_listen(self) -> None:
+        try:
+            listens: list[Listen] = parse_all(self["listen"], self._path)
+        except EndpointProblem as error:
+            raise UsageError(str(error)) from None
+        for listen in listens:
+            if listen.role == "public" and self["private"]:
+                raise UsageError(f"--private and {listen} contradict each other: leave one of them out")
+            if listen.role == "main" and listen.clear and self.sources == {"certificate"}:
+                raise UsageError(
+                    f"{listen} lets nobody show a certificate of --client-certs: leave out 'clear', or make it public"
+                )
+        self["listen"] = listens
 
     def _default_repo(self) -> Path:
         return self._path("artifacts")
@@ -183,6 +214,7 @@ class Options(_Options):
             options, rest = getopt.gnu_getopt(arguments, self.shortOpt, self.longOpt)
         except getopt.GetoptError as error:
             raise UsageError(f"{error.msg}: --help lists the options") from None
+        self._given = {name for name, _ in options}
         ordered = []
         for name, value in options:
             if not name.startswith("--"):

@@ -7,6 +7,7 @@ fork (the index, threads, descriptors) opens in `startService`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import signal
@@ -27,9 +28,10 @@ from twisted.logger import Logger
 from twisted.python.util import switchUID
 
 from artifactserver import process
-from artifactserver.access import PUSHING, Caller, Identity, PortPolicy, main_port, public_port
+from artifactserver.access import PUSHING, Caller, Identity, PortPolicy, Source, main_port, public_port
 from artifactserver.admission import ADDRESS_SHARE, Admission, AdmittingFactory, most_connections
 from artifactserver.complaints import Complaints
+from artifactserver.endpoints import open_endpoint
 from artifactserver.listen import PortFactory, not_found_site
 from artifactserver.options import Options
 from artifactserver.rpc.dispatch import Dispatcher
@@ -80,29 +82,43 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
         raise Problem("twistd's --chroot does not work with artifactserver: leave it out")
     repo: Path = options["repo"]
     required = options["client-certs"] is not None and not options["client-certs-optional"]
-    policy = main_port(
-        enable_push=bool(options["enable-push"]),
-        sources=options.sources,
-        private=bool(options["private"]),
-        # Nobody gets past the handshake without an identity then; if somebody did, this would stop them.
-        known_only=required,
-    )
-    main, public = Entrance(policy), Entrance(public_port(policy))
-    entrances = [main] if options["public-port"] is None else [main, public]
+
+    def policy(sources: frozenset[Source]) -> PortPolicy:
+        return main_port(
+            enable_push=bool(options["enable-push"]),
+            sources=sources,
+            private=bool(options["private"]),
+            # Nobody gets past the handshake without an identity then; if somebody did, this would stop them.
+            known_only=required,
+        )
+
+    main = Entrance(policy(options.sources))
+    public = Entrance(public_port(main.policy))
+    # Without TLS nobody can show a certificate.
+    main_clear = Entrance(policy((options.sources - {"certificate"}) or options.sources))
+    doors = {
+        ("main", False): main,
+        ("public", False): public,
+        ("main", True): main_clear,
+        ("public", True): Entrance(public.policy),
+    }
     try:
         if options["server-key"] is not None:
             files = options["server-key"], options["server-cert"]
             main.tls = server_tls(*files, options["client-certs"], required)
-            if public in entrances:
-                public.tls = server_tls(*files, None)
-        main.sockets = open_sockets(options["interface"], options["port"])
-        if public in entrances:
-            public.sockets = open_sockets(options["public-interface"], options["public-port"], "--public-port")
+            public.tls = server_tls(*files, None)
+        if options["port"] is not None:
+            main.sockets += open_sockets(options["interface"], options["port"])
+        if options["public-port"] is not None:
+            public.sockets += open_sockets(options["public-interface"], options["public-port"], "--public-port")
+        for listen in options["listen"]:
+            doors[listen.role, listen.clear].sockets += open_endpoint(listen, _owner(parent))
         _prepare(repo, parent)
     except (TlsProblem, CannotListen, RepositoryProblem) as problem:
-        for entrance in entrances:
-            close_sockets(entrance.sockets)
+        for door in doors.values():
+            close_sockets(door.sockets)
         raise Problem(str(problem)) from problem
+    entrances = [door for door in doors.values() if door.sockets]
 
     dispatcher = Dispatcher()
     grpc = GrpcFactory(dispatcher, main.caller_of, reactor)
@@ -122,7 +138,7 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
 
 @dataclass(eq=False)
 class Entrance:
-    """Where clients come in: one port, on one address or several.
+    """Where clients come in: ports and other sockets at which the same holds.
 
     :ivar policy: what it lets whom do.
     :ivar tls: how it speaks TLS, or `None` for clear text.
@@ -143,8 +159,8 @@ class Entrance:
         return Caller(host.removeprefix("::ffff:"), self.policy, known)
 
     def addresses(self) -> list[str]:
-        """Where it listens, as ``host:port``."""
-        return [address_of(*socket.getsockname()[:2]) for socket in self.sockets]
+        """Where it listens, as ``host:port`` or ``unix:path``."""
+        return [address_of(socket) for socket in self.sockets]
 
     @property
     def promise(self) -> str:
@@ -155,7 +171,7 @@ class Entrance:
 class ArtifactServer(Service):
     """The running server: what has to start and to stop in order.
 
-    :param entrances: where clients come in: the main port, and the public one if there is one.
+    :param entrances: where clients come in: first those that are as the main port, then those that are public.
     :param repo: what is served, for the log.
     """
 
@@ -182,7 +198,7 @@ class ArtifactServer(Service):
         self._tidying.clock = reactor
 
     def addresses(self) -> list[str]:
-        """Where it will listen, as ``host:port``: the main port first, then the public one."""
+        """Where it will listen, as ``host:port`` or ``unix:path``, in the order of its entrances."""
         return [address for entrance in self.entrances for address in entrance.addresses()]
 
     def startService(self) -> None:
@@ -256,6 +272,17 @@ class ArtifactServer(Service):
             self._reactor.stop()
         except ReactorNotRunning:
             pass  # It is on its way.
+
+
+def _owner(parent: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Whose the files of unix sockets are to be, as user and group: the one that twistd changes to, if it does."""
+    uid, gid = parent.get("uid"), parent.get("gid")
+    if uid is None and gid is None:
+        return None
+    if uid is not None and gid is None:
+        with contextlib.suppress(KeyError):  # Whether it can be that user is seen when the repository is prepared.
+            gid = pwd.getpwuid(uid).pw_gid
+    return (-1 if uid is None else uid), (-1 if gid is None else gid)
 
 
 def _prepare(repo: Path, parent: Mapping[str, Any]) -> None:
