@@ -120,10 +120,10 @@ class AdmittingFactory(Factory):
 
 
 def caller_at(address: IAddress) -> str:
-    """For whom a connection from ``address`` counts: an IPv4 address, or a network of IPv6 addresses."""
-    host = str(getattr(address, "host", "")).partition("%")[0]
+    """For whom a connection from ``address`` counts: an IPv4 address, a network of IPv6 addresses, or a unix socket."""
+    host = str(getattr(address, "host", ""))
     try:
-        ip = ipaddress.ip_address(host)
+        ip = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return host
     if isinstance(ip, ipaddress.IPv4Address):

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactserver import admission
+from artifactserver.accepted import UnixPeer
 from artifactserver.admission import Admission, AdmittingFactory, caller_at, most_connections
 
 GONE = Failure(ConnectionDone())
@@ -143,7 +144,8 @@ class CallerTests(SynchronousTestCase):
             self.assertEqual(caller_at(at(host)), caller)
 
     def test_no_address(self) -> None:
-        """Who comes through a socket without addresses is one caller as well."""
+        """All who come through one unix socket are one caller, apart from those who come through another."""
+        self.assertEqual(caller_at(UnixPeer("/run/100%/socket")), "unix:/run/100%/socket")
         self.assertEqual(caller_at(UNIXAddress(b"/run/socket")), "")
         self.assertEqual(caller_at(IPv4Address("TCP", "somewhere", 1)), "somewhere")
 
