@@ -27,7 +27,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory, ITrans
 from twisted.logger import Logger
 from twisted.python.util import switchUID
 
-from artifactserver import process
+from artifactserver import notify, process
 from artifactserver.access import PUSHING, Caller, Identity, PortPolicy, Source, main_port, public_port
 from artifactserver.admission import ADDRESS_SHARE, Admission, AdmittingFactory, most_connections
 from artifactserver.complaints import Complaints
@@ -225,6 +225,7 @@ class ArtifactServer(Service):
                 repo=str(self._repo),
                 promise=entrance.promise,
             )
+        notify.tell(notify.READY)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -235,6 +236,7 @@ class ArtifactServer(Service):
         self._close_sockets()
         if not self._ports:
             return
+        notify.tell(notify.STOPPING)
         self._log.info("stopping: calls that run have {grace:g} seconds to finish", grace=GRACE_SECONDS)
         tidying = self._tidying.stopService()
         if tidying is not None:

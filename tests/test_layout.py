@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "artifactserver.admission": ("artifactserver.complaints",),
     "artifactserver.complaints": ("artifactserver.rpc.http2.rates",),
     "artifactserver.listen": ("artifactserver.access", "artifactserver.complaints"),
+    "artifactserver.notify": (),
     "artifactserver.process": (),
     "artifactserver.sockets": ("artifactserver.accepted", "artifactserver.unix_ports"),
     "artifactserver.unix_ports": ("artifactserver.accepted",),
