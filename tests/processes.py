@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,58 @@ def run(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: f
         output, _ = process.communicate()
         raise AssertionError(f"{' '.join(command)} did not end in {timeout} s; it said:\n{_text(output)}") from None
     return Finished(tuple(command), status, _text(output))
+
+
+class Background:
+    """A program that runs until it is told to end.
+
+    :param log: the file that its output is appended to.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, *, env: Mapping[str, str], cwd: Path) -> None:
+        self.command = tuple(command)
+        self.log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_until(self, ready: Callable[[], bool], timeout: float = 30) -> Background:
+        """Return when it is ready.
+
+        :raises AssertionError: if it ends instead, or takes too long.
+        """
+        end = time.monotonic() + timeout
+        while not ready():
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"{self.command} is not ready; it said:\n{self.said()}")
+            time.sleep(0.01)
+        return self
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 15) -> int:
+        """Send it a signal, and return its exit status; does nothing when it has ended."""
+        self._process.send_signal(number)
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"{self.command} did not end; it said:\n{self.said()}") from None
+
+    def said(self) -> str:
+        """All output so far."""
+        return _text(self.log.read_bytes())
+
+
+def connects(port: int) -> bool:
+    """Whether somebody listens on a port of this machine."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def server_command(port: int, repo: Path, *options: str, program: Sequence[str] = TWISTD) -> list[str]:

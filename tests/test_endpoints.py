@@ -32,20 +32,15 @@ def at(name: str) -> Path:
     return HERE / name
 
 
-class _SystemdTests(SynchronousTestCase):
-    """With systemd, or what it leaves to a process."""
-
-    def passed(self, *names: str, first: int = 3) -> None:
-        """Let systemd have passed sockets of these names."""
-        environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names)}
-        self.patch(
-            twisted_endpoints._SystemdParser,
-            "_sddaemon",
-            ListenFDs.fromEnvironment(environ if names else {}, first),
-        )
+def let_systemd_have_passed(test: SynchronousTestCase, *names: str, first: int = 3) -> None:
+    """During a test, systemd has passed sockets of these names; nothing is there at their descriptors."""
+    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names)}
+    # Twisted looks once, when it is imported.
+    passed = ListenFDs.fromEnvironment(environ if names else {}, first)
+    test.patch(twisted_endpoints._SystemdParser, "_sddaemon", passed)
 
 
-class MeaningTests(_SystemdTests):
+class MeaningTests(SynchronousTestCase):
     """What a string stands for."""
 
     def test_tcp(self) -> None:
@@ -74,7 +69,7 @@ class MeaningTests(_SystemdTests):
 
     def test_systemd(self) -> None:
         """A socket of systemd's is meant by its name, or by its place; of what kind it is need not be said."""
-        self.passed("main", "public", first=7)
+        let_systemd_have_passed(self, "main", "public", first=7)
         for text, descriptor in {
             "systemd:name=main": 7,
             "systemd:name=public": 8,
@@ -98,7 +93,7 @@ class MeaningTests(_SystemdTests):
             self.assertEqual(listen.endpoint, TcpEndpoint("0.0.0.0", 80, BACKLOG))
 
 
-class RefusalTests(_SystemdTests):
+class RefusalTests(SynchronousTestCase):
     """What cannot be meant is refused in one sentence that quotes it."""
 
     def refused(self, text: str, pattern: str, *others: str) -> None:
@@ -151,13 +146,13 @@ class RefusalTests(_SystemdTests):
     def test_no_such_socket(self) -> None:
         """A socket that systemd has not passed is refused."""
         for names in ((), ("main", "public")):
-            self.passed(*names)
+            let_systemd_have_passed(self, *names)
             for text in ("systemd:name=other", "public=systemd:index=2"):
                 self.refused(text, rf"systemd has not passed to this server \(it passed {len(names)}\): start it by a")
 
     def test_twice(self) -> None:
         """The same endpoint twice is a mistake, whatever stands before it."""
-        self.passed("main")
+        let_systemd_have_passed(self, "main")
         for one, other in [
             ("tcp:80", "public=tcp:port=80"),
             ("unix:/s", "unix:/s"),
@@ -168,11 +163,11 @@ class RefusalTests(_SystemdTests):
 
     def test_left_over(self) -> None:
         """A socket that systemd listens on and nobody accepts from would let its clients wait: it has to be named."""
-        self.passed("main", "public")
+        let_systemd_have_passed(self, "main", "public")
         error = self.assertRaises(Problem, parse_all, ["systemd:name=main"], at)
         self.assertRegex(str(error), "systemd passed 2 sockets, and --listen names 1 of them: name each")
         # Two sockets of one name are told apart by nothing.
-        self.passed("main", "main")
+        let_systemd_have_passed(self, "main", "main")
         self.assertRaises(Problem, parse_all, ["systemd:name=main"], at)
         self.assertEqual(len(parse_all(["systemd:index=0", "systemd:index=1"], at)), 2)
         self.assertEqual(len(parse_all(["tcp:80"], at)), 1)
