@@ -10,9 +10,10 @@ import shutil
 import sys
 from pathlib import Path
 
-#: They run BuildStream, start processes by the hundred, attack a server for long, or go on by chance.
+#: They run BuildStream or proxies, start processes by the hundred, attack a server for long, or go on by chance.
 LONG = (
     "test_clients.py",
+    "test_proxies.py",
     "test_crash.py",
     "test_power_cut.py",
     "test_packaging.py",
