@@ -249,7 +249,7 @@ class Exchange:
         sender = self._carrier.engine.sender
         if not stream.local_open:
             pass  # Reset by what was received right behind the request.
-        elif isinstance(answer, AsyncGenerator):
+        elif type(answer) is not tuple and isinstance(answer, AsyncGenerator):  # which takes long to find out
             self._drive(self._send_all(answer))
             return
         elif answer is None and self._wanted.method.streams_out:
