@@ -23,11 +23,10 @@ from twisted.logger import (
     formatTime,
     globalLogBeginner,
 )
-from twisted.python.usage import Options as _Options
 from twisted.python.usage import UsageError
 from zope.interface import implementer
 
-from artifactserver import __version__
+from artifactserver.command_line import CommandLine
 from artifactserver.options import Options
 from artifactserver.store import fsck, rebuild
 from artifactserver.store.fsck import Report
@@ -119,14 +118,7 @@ class _Lines:
             self._stream.flush()
 
 
-class _Versioned(_Options):
-    def opt_version(self) -> None:
-        """Display the version and exit."""
-        print(f"artifactserver {__version__}")  # noqa: T201
-        raise SystemExit(0)
-
-
-class FsckOptions(_Versioned):
+class FsckOptions(CommandLine):
     """The options of ``artifactserver fsck``."""
 
     synopsis = "[options] REPO"
@@ -150,7 +142,7 @@ class FsckOptions(_Versioned):
             raise UsageError("--repair and --rebuild-index are two things: give one, and the other afterwards")
 
 
-class AdministerOptions(_Versioned):
+class AdministerOptions(CommandLine):
     """The options of ``artifactserver``."""
 
     synopsis = "Usage: artifactserver [options]"

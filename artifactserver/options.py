@@ -6,17 +6,14 @@ under a page of options, on standard output, and end with status 0.
 
 from __future__ import annotations
 
-import getopt
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from twisted.python.usage import CompleteDirs, CompleteFiles, Completions, UsageError
-from twisted.python.usage import Options as _Options
 
-from artifactserver import __version__
 from artifactserver.access import Source
+from artifactserver.command_line import CommandLine
 from artifactserver.endpoints import EndpointProblem, Listen, parse_all
 
 #: Where ``twistd artifactserver`` listens if it is not told: where BuildStream's manual has a server to pull from.
@@ -32,7 +29,7 @@ _POWERS = ("", "k", "m", "g", "t")
 _MAX_SIZE = 2**63 - 1
 
 
-class Options(_Options):
+class Options(CommandLine):
     """The options of ``twistd artifactserver``.
 
     After parsing there are: ``port``, `None` for no such port; ``interface``, `None` for all; ``public-port``, `None`
@@ -98,8 +95,6 @@ class Options(_Options):
     def __init__(self) -> None:
         super().__init__()
         self["listen"] = []
-        #: The options that were given, as ``--name`` or ``-n``.
-        self._given: set[str] = set()
 
     def parseOptions(self, options: list[str] | None = None) -> None:
         """Parse a command line, on which options may follow REPO.
@@ -108,7 +103,7 @@ class Options(_Options):
         :raises SystemExit: with a sentence and status 1, where it is.
         """
         try:
-            super().parseOptions(self._options_first(list(sys.argv[1:] if options is None else options)))
+            super().parseOptions(options)
         except UsageError as error:
             if self.parent is None:
                 raise
@@ -123,7 +118,7 @@ class Options(_Options):
         if not self._rundir().is_dir():
             # It would be made on the way to the repository.
             raise UsageError(f"--rundir {self._rundir()} is not a directory: make it, or give another")
-        if self["listen"] and not self._given & {"--port", "-p"}:
+        if self["listen"] and not self.given & {"--port", "-p"}:
             self["port"] = None
         if self["port"] is not None:
             self["port"] = _port("port", self["port"])
@@ -166,11 +161,6 @@ class Options(_Options):
         """Listen there too: a tcp:, unix: or systemd: endpoint as Twisted has them, behind [main|public][,clear]=."""
         self["listen"].append(endpoint)
 
-    def opt_version(self) -> None:
-        """Display the version and exit."""
-        print(f"artifactserver {__version__}")  # noqa: T201
-        raise SystemExit(0)
-
     def _check_public_port(self) -> None:
         if self["public-port"] is None:
             if self["public-interface"] is not None:
@@ -205,23 +195,6 @@ class Options(_Options):
 
     def _rundir(self) -> Path:
         return Path.cwd() / (self.parent.get("rundir", ".") if self.parent is not None else ".")
-
-    def _options_first(self, arguments: list[str]) -> list[str]:
-        """The same command line with the options before the other arguments, as Twisted wants them."""
-        if len(arguments) > 1 and arguments[-2] == "--_shell-completion":
-            return arguments
-        try:
-            options, rest = getopt.gnu_getopt(arguments, self.shortOpt, self.longOpt)
-        except getopt.GetoptError as error:
-            raise UsageError(f"{error.msg}: --help lists the options") from None
-        self._given = {name for name, _ in options}
-        ordered = []
-        for name, value in options:
-            if not name.startswith("--"):
-                ordered += [name, value] if f"{name[1]}:" in self.shortOpt else [name]
-            else:
-                ordered.append(f"{name}={value}" if f"{name[2:]}=" in self.longOpt else name)
-        return [*ordered, "--", *rest]
 
 
 def _port(name: str, text: str) -> int:

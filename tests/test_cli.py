@@ -221,6 +221,13 @@ class FsckTests(SynchronousTestCase):
             self.err.getvalue(), r"\Aartifactserver fsck: \S+ is not an artifactserver repository[^\n]*\n\Z"
         )
 
+    def test_option_after_repo(self) -> None:
+        """Options may follow REPO."""
+        (self.repo / "index/data.mdb").unlink()
+        (self.repo / "packs/00000000.pack").touch()
+        self.assertEqual(administer(["fsck", str(self.repo)]), 2)
+        self.assertEqual(administer(["fsck", str(self.repo), "--rebuild-index"]), 0)
+
     def test_usage(self) -> None:
         """What it does not understand gets one sentence and status 2."""
         for arguments in (
