@@ -32,6 +32,8 @@ from artifactserver.store import fsck, rebuild
 from artifactserver.store.fsck import Report
 from artifactserver.store.layout import RepositoryProblem
 from artifactserver.tap import Problem, build
+from artifactserver.token_commands import TokenOptions
+from artifactserver.tokens import TokenProblem
 
 #: The levels of ``--log-level`` as bst-artifact-server calls them.
 LOG_LEVELS = {"warning": LogLevel.warn, "info": LogLevel.info, "trace": LogLevel.debug}
@@ -146,8 +148,11 @@ class AdministerOptions(CommandLine):
     """The options of ``artifactserver``."""
 
     synopsis = "Usage: artifactserver [options]"
-    longdesc = "Look after the repository of an artifact server.  'artifactserver COMMAND --help' says more."
-    subCommands = [["fsck", None, FsckOptions, "Check a repository, or make its index again."]]
+    longdesc = "Look after an artifact server.  'artifactserver COMMAND --help' says more."
+    subCommands = [
+        ["fsck", None, FsckOptions, "Check a repository, or make its index again."],
+        ["token", None, TokenOptions, "Add, list and revoke tokens of clients."],
+    ]
 
     def postOptions(self) -> None:
         if self.subCommand is None:
@@ -155,13 +160,19 @@ class AdministerOptions(CommandLine):
 
 
 def administer(arguments: list[str] | None = None) -> int:
-    """``artifactserver``: commands for whoever looks after a repository."""
+    """``artifactserver``: commands for whoever looks after a server."""
     options = AdministerOptions()
     try:
         options.parseOptions(arguments)
     except UsageError as error:
         return _fail("artifactserver", error, 2)
     chosen = options.subOptions
+    if isinstance(chosen, TokenOptions):
+        try:
+            chosen.subOptions.run()
+        except TokenProblem as problem:
+            return _fail("artifactserver token", problem, 1)
+        return 0
     repo: Path = chosen["repo"]
     if chosen["rebuild-index"]:
         return check(repo, lambda progress: rebuild.rebuild_index(repo, progress, time.time))

@@ -22,6 +22,7 @@ from artifactserver.options import Options
 from artifactserver.rpc.dispatch import Dispatcher
 from artifactserver.rpc.http2 import Limits
 from artifactserver.services import register_all
+from artifactserver.token_commands import AddOptions, ListOptions, RevokeOptions
 from tests.memory_store import MemoryStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +65,7 @@ class DocumentationTests(SynchronousTestCase):
     def test_options(self) -> None:
         """Every option of every command is explained."""
         page = read("operating/options.rst")
-        for kind in (Options, ServeOptions, FsckOptions):
+        for kind in (Options, ServeOptions, FsckOptions, AddOptions, ListOptions, RevokeOptions):
             for name in sorted(names_of(kind)):
                 self.assertRegex(page, rf"(?m)^``.*{re.escape(name)}``", f"{name} of {kind.__name__}")
 

@@ -23,6 +23,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 import artifactserver
 from artifactserver.cli import AdministerOptions, FsckOptions, ServeOptions
 from artifactserver.options import Options
+from artifactserver.token_commands import AddOptions, ListOptions, RevokeOptions
 
 #: Where these tests are: a checkout, or a folder that they were copied to.
 HERE = Path(__file__).parents[1]
@@ -160,7 +161,8 @@ class DocumentationTests(SynchronousTestCase):
         if not pages.exists():
             raise SkipTest("docs are not beside the tests")
         text = "\n".join(path.read_text(encoding="utf-8") for path in pages.rglob("*.rst"))
-        for kind in (Options, ServeOptions, FsckOptions, AdministerOptions):
+        commands = (FsckOptions, AdministerOptions, AddOptions, ListOptions, RevokeOptions)
+        for kind in (Options, ServeOptions, *commands):
             options: _Options = kind()
             for name in (option.rstrip("=") for option in options.longOpt):
                 if name not in ("help", "version"):
