@@ -167,6 +167,11 @@ class Caller:
         """Under which name there is kept what it takes up: its own if it is known, so that many share an address."""
         return f"{self.identities[0].kind} {self.identities[0].id}" if self.identities else self.address
 
+    def would_gain(self, right: Right) -> bool:
+        """Whether a token, of which this caller has shown none, could give it ``right``."""
+        shown = any(identity.kind == "token" for identity in self.identities)
+        return "token" in self.port.sources and right in self.port.ceiling and not shown
+
     def may(self, right: Right) -> bool:
         """Whether this caller holds ``right``."""
         return right is Right.NONE or right in self.rights

@@ -20,7 +20,7 @@ from artifactserver.endpoints import EndpointProblem, Listen, parse_all
 DEFAULT_PORT = 11001
 
 #: Where the server gets from whom it knows: the options, and how clients prove who they are.
-SOURCES: dict[str, Source] = {"client-certs": "certificate"}
+SOURCES: dict[str, Source] = {"client-certs": "certificate", "tokens": "token"}
 
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,9})?(?:e\d{1,2})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = ("", "k", "m", "g", "t")
@@ -34,7 +34,7 @@ class Options(CommandLine):
 
     After parsing there are: ``port``, `None` for no such port; ``interface``, `None` for all; ``public-port``, `None`
     for no such port, and ``public-interface``; ``listen``, a list of `Listen`; ``repo``, ``server-key``,
-    ``server-cert`` and ``client-certs``, each an absolute path or, but for ``repo``, `None`; the flags
+    ``server-cert``, ``client-certs`` and ``tokens``, each an absolute path or, but for ``repo``, `None`; the flags
     ``client-certs-optional``, ``enable-push`` and ``private``; ``head-room-min`` and ``head-room-max`` in bytes.
     """
 
@@ -63,6 +63,12 @@ class Options(CommandLine):
             None,
             "Certificates of the clients that may connect, one after another (PEM file).  Nobody else gets in.",
         ],
+        [
+            "tokens",
+            None,
+            None,
+            "Tokens by which clients show who they are (made by 'artifactserver token add').  Nobody else pushes.",
+        ],
         ["head-room-min", None, "2e9", "Free disk space that uploads leave untouched."],
         [
             "head-room-max",
@@ -78,13 +84,14 @@ class Options(CommandLine):
             None,
             "Let in clients without a certificate as well, to pull.  Needs --client-certs.",
         ],
-        ["private", None, "Let nobody pull but clients that prove who they are.  Needs --client-certs."],
+        ["private", None, "Let nobody pull but clients that prove who they are.  Needs --client-certs or --tokens."],
     ]
     compData = Completions(
         optActions={
             "server-key": CompleteFiles("*.key"),
             "server-cert": CompleteFiles("*.crt"),
             "client-certs": CompleteFiles("*.crt"),
+            "tokens": CompleteFiles(),
         },
         extraActions=[CompleteDirs(descr="REPO")],
     )
@@ -124,7 +131,7 @@ class Options(CommandLine):
             self["port"] = _port("port", self["port"])
         elif self["interface"] is not None:
             raise UsageError("--interface is given without --port: give the number of a port, or leave it out")
-        for name in ("interface", "public-interface", "server-key", "server-cert", "client-certs", "repo"):
+        for name in ("interface", "public-interface", "server-key", "server-cert", "client-certs", "tokens", "repo"):
             if self[name] == "":
                 word = "REPO" if name == "repo" else f"--{name}"
                 raise UsageError(f"{word} is empty: give a name, or leave it out")

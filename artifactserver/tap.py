@@ -30,6 +30,8 @@ from twisted.python.util import switchUID
 from artifactserver import notify, process
 from artifactserver.access import PUSHING, Caller, Identity, PortPolicy, Source, main_port, public_port
 from artifactserver.admission import ADDRESS_SHARE, Admission, AdmittingFactory, most_connections
+from artifactserver.attempts import Attempts
+from artifactserver.authentication import Authentication
 from artifactserver.complaints import Complaints
 from artifactserver.endpoints import open_endpoint
 from artifactserver.listen import PortFactory, not_found_site
@@ -44,6 +46,7 @@ from artifactserver.store.local import LocalStore
 from artifactserver.store.repository import prepare
 from artifactserver.tls import ServerTls, TlsProblem, identity_of, server_tls
 from artifactserver.tls_transport import TlsFactory
+from artifactserver.tokens import TokenProblem, read_tokens
 
 __all__ = ["Options", "makeService"]
 
@@ -102,7 +105,10 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
         ("main", True): main_clear,
         ("public", True): Entrance(public.policy),
     }
+    authentication = None
     try:
+        if options["tokens"] is not None:
+            authentication = Authentication(read_tokens(options["tokens"]), Attempts(reactor))
         if options["server-key"] is not None:
             files = options["server-key"], options["server-cert"]
             main.tls = server_tls(*files, options["client-certs"], required)
@@ -114,26 +120,54 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
         for listen in options["listen"]:
             doors[listen.role, listen.clear].sockets += open_endpoint(listen, _owner(parent))
         _prepare(repo, parent)
-    except (TlsProblem, CannotListen, RepositoryProblem) as problem:
+    except (TlsProblem, TokenProblem, CannotListen, RepositoryProblem) as problem:
         for door in doors.values():
             close_sockets(door.sockets)
         raise Problem(str(problem)) from problem
     entrances = [door for door in doors.values() if door.sockets]
 
+    if authentication is not None:
+        _say_doubts(authentication, options["tokens"], [main, public], bool(main.sockets) and required)
     dispatcher = Dispatcher()
-    grpc = GrpcFactory(dispatcher, main.caller_of, reactor)
+    grpc = GrpcFactory(dispatcher, main.caller_of, reactor, authentication=authentication)
     store = LocalStore(repo, reactor=reactor, now=now, head_room_min=options["head-room-min"], together=grpc.together)
     health = register_all(dispatcher, store, reactor)
     connections = most_connections(process.descriptors())
     admission = Admission(connections, int(connections * ADDRESS_SHARE))
     for entrance in entrances:
         caller_of = entrance.caller_of
-        port: IProtocolFactory = PortFactory(grpc.at(caller_of), not_found_site(caller_of, reactor), reactor)
+        site = not_found_site(caller_of, reactor, authentication)
+        port: IProtocolFactory = PortFactory(grpc.at(caller_of), site, reactor)
         if entrance.tls is not None:
             entrance.tls.complain = Complaints(ServerTls._log, reactor).say
             port = TlsFactory(entrance.tls, port, reactor)
         entrance.factory = AdmittingFactory(port, admission, reactor)
     return ArtifactServer(reactor, entrances, grpc, health, store, repo)
+
+
+def _say_doubts(authentication: Authentication, path: Path, entrances: list[Entrance], required: bool) -> None:
+    """Log what whoever serves tokens might not have meant.
+
+    :param entrances: those that were not expressly asked to be in clear text.
+    :param required: one of them lets in nobody without a certificate.
+    """
+    log = ArtifactServer._log
+    if not authentication.tokens:
+        log.warn("{path} has no tokens yet: add one with 'artifactserver token add'", path=str(path))
+    clear = [each for entrance in entrances if entrance.tls is None for each in entrance.sockets]
+    # Nobody is on the way to a unix socket.
+    exposed = [address_of(each) for each in clear if each.family != socket.AF_UNIX]
+    if exposed:
+        log.warn(
+            "tokens come to {where} in clear text, for everybody on the way to read: "
+            "give --server-key and --server-cert, or let clients come by a proxy that speaks TLS",
+            where=", ".join(exposed),
+        )
+    if required:
+        log.warn(
+            "whoever has a token and no certificate cannot connect to the main port: "
+            "give --client-certs-optional to let them in"
+        )
 
 
 @dataclass(eq=False)

@@ -94,6 +94,11 @@ class Tokens:
     def __len__(self) -> int:
         return len(self._by_digest)
 
+    def still_hold(self, token: Token) -> bool:
+        """Whether the secret of a token of other days is good, and for no less than it was then."""
+        now = self._by_digest.get(token.digest)
+        return now is not None and token.rights <= now.rights
+
     def find(self, secret: bytes) -> Token | None:
         """The token with this secret, or `None`."""
         digest = hashlib.sha256(secret).digest()

@@ -1,4 +1,4 @@
-"""Who may do what on which port: every RPC and HTTP's methods, by nobody, a stranger, and somebody with a certificate.
+"""Who may do what on which port: every RPC and HTTP's methods, by nobody, a stranger, and whoever can prove something.
 
 Each test starts one server and asks it everything, with grpcio and with Python's own client of HTTP.
 """
@@ -15,8 +15,10 @@ from typing import Any
 import grpc
 from twisted.trial.unittest import SynchronousTestCase
 
+from artifactserver import token_file
 from artifactserver.access import METHODS as RIGHTS
 from artifactserver.access import Right
+from artifactserver.authentication import INVALID
 from artifactserver.proto import buildstream_pb2, remote_execution_pb2
 from tests.certificates import Certificate, CertificateFiles, certificate, server_certificate
 from tests.grpc_cases import METHODS as SHAPES
@@ -43,11 +45,19 @@ class Door:
     """One port of a server, as one client sees it.
 
     :param server: the certificate of the server; `None` for clear text.
-    :param client: what the client shows.
+    :param client: the certificate that the client shows.
+    :param token: what it shows besides.
     """
 
-    def __init__(self, port: int, server: CertificateFiles | None = None, client: CertificateFiles | None = None):
+    def __init__(
+        self,
+        port: int,
+        server: CertificateFiles | None = None,
+        client: CertificateFiles | None = None,
+        token: str | None = None,
+    ) -> None:
         self.port = port
+        self._shown = {} if token is None else {"authorization": f"Bearer {token}"}
         self._context = None
         where, options = f"localhost:{port}", [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
         if server is None:
@@ -68,7 +78,8 @@ class Door:
         # Without serializers bytes are messages.
         method = getattr(self.channel, "_".join(kinds))(path)
         try:
-            answer = method(iter([request]) if shape.client_streaming else request, timeout=TIMEOUT)
+            message = iter([request]) if shape.client_streaming else request
+            answer = method(message, timeout=TIMEOUT, metadata=tuple(self._shown.items()))
             if shape.server_streaming:
                 # Of one that never ends, such as Watch, the first is enough.
                 stream, answer = answer, next(iter(answer), b"")
@@ -84,7 +95,7 @@ class Door:
         else:
             client = http.client.HTTPSConnection("localhost", self.port, timeout=TIMEOUT, context=self._context)
         try:
-            client.request(method, "/anything", b"content" if HTTP[method] is Right.PUSH else None)
+            client.request(method, "/anything", b"content" if HTTP[method] is Right.PUSH else None, self._shown)
             response = client.getresponse()
             return response.status, response.read().decode()
         finally:
@@ -103,6 +114,7 @@ class PortTests(SynchronousTestCase):
         self.files = server_certificate().write(self.place)
         self.bundle = self.place / "authorized.crt"
         self.bundle.write_bytes(HOLDER.pem + EXPIRED.pem)
+        self.tokens = self.place / "tokens"
 
     def serve(self, *options: str, public: bool = False, tls: bool = False, certificates: bool = False) -> Server:
         """Start a server; with `public`, it has a public port as well, `public_port`."""
@@ -118,17 +130,18 @@ class PortTests(SynchronousTestCase):
         self.addCleanup(server.kill)
         return server.start()
 
-    def door(self, port: int, shown: Certificate | None = None, tls: bool = True) -> Door:
+    def door(self, port: int, shown: Certificate | None = None, tls: bool = True, token: str | None = None) -> Door:
         """A client of a port."""
         client = None if shown is None else shown.write(self.place)
-        door = Door(port, self.files if tls else None, client)
+        door = Door(port, self.files if tls else None, client, token)
         self.addCleanup(door.close)
         return door
 
-    def may(self, door: Door, rights: Sequence[Right], why: str = "") -> None:
+    def may(self, door: Door, rights: Sequence[Right], why: str = "", asked: bool = False) -> None:
         """Whoever comes by this door may do what needs these rights, and nothing else.
 
         :param why: a pattern for what they are told else.
+        :param asked: whether they are asked for a token then, in HTTP.
         """
         for path, right in RIGHTS.items():
             code, said, _ = door.call(path)
@@ -143,7 +156,7 @@ class PortTests(SynchronousTestCase):
             if right in rights:
                 self.assertEqual(status, 404, method)
             else:
-                self.assertEqual(status, 403, method)
+                self.assertEqual(status, 401 if asked else 403, method)
                 self.assertRegex(said, "^$" if method == "HEAD" else f"^{why}\n$")
         self.announces(door, rights)
 
@@ -214,6 +227,55 @@ class PortTests(SynchronousTestCase):
         why = "you need a client certificate to (pull|push) here: set client-cert and client-key to one that .* knows"
         self.may(self.door(server.port), NOTHING, why)
         self.kept_out(server.port, [STRANGER])
+
+    def refused(self, door: Door) -> None:
+        """Whoever comes by this door may do nothing at all, and is told what is wrong with what they have shown."""
+        # Each time the answer waits longer, so this is not for everything.
+        code, said, _ = door.call("/grpc.health.v1.Health/Check")
+        self.assertEqual((code, said), (grpc.StatusCode.UNAUTHENTICATED, INVALID.reason))
+        self.assertEqual(door.ask("GET"), (401, f"{INVALID.reason}\n"))
+
+    def test_tokens(self) -> None:
+        """Everybody pulls; who has a token to push pushes, but not to the public port; a bad one is refused on both."""
+        puller, pusher = (token_file.add(self.tokens, name, push=name == "ci") for name in ("alice", "ci"))
+        server = self.serve("--enable-push", "--tokens", str(self.tokens), public=True, tls=True)
+        why = "you need a token to push here: give one that the server knows"
+        self.may(self.door(server.port), PULL, why, asked=True)
+        why = "what you have shown does not give you the right to push: ask for more where you got it"
+        self.may(self.door(server.port, token=puller), PULL, why)
+        self.may(self.door(server.port, token=pusher), PUSH)
+        why = "this is the public port, where nobody may push: use the server's main port, with a token"
+        for token in (None, puller, pusher):
+            self.may(self.door(self.public_port, token=token), PULL, why)
+        for port in (server.port, self.public_port):
+            self.refused(self.door(port, token=f"{pusher}x"))
+        self.assertEqual(server.stop(), 0)
+        self.assertIn("everybody may pull, those with a token may push, TLS", server.said())
+        for secret in (puller, pusher):
+            self.assertNotIn(secret, server.said())
+
+    def test_private_tokens(self) -> None:
+        """On a private port a token to pull pulls, one to push pushes, and nobody else may do anything."""
+        puller, pusher = (token_file.add(self.tokens, name, push=name == "ci") for name in ("alice", "ci"))
+        server = self.serve("--enable-push", "--private", "--tokens", str(self.tokens))
+        why = "you need a token to (pull|push) here: give one that the server knows"
+        self.may(self.door(server.port, tls=False), NOTHING, why, asked=True)
+        why = "what you have shown does not give you the right to push: .*"
+        self.may(self.door(server.port, tls=False, token=puller), PULL, why)
+        self.may(self.door(server.port, tls=False, token=pusher), PUSH)
+        self.refused(self.door(server.port, tls=False, token="guess"))
+        self.assertIn("in clear text, for everybody on the way to read", server.said())
+
+    def test_tokens_and_certificates(self) -> None:
+        """Rights add up, one or the other is enough, and with a bad token nobody gets in, certificate or not."""
+        puller, pusher = (token_file.add(self.tokens, name, push=name == "ci") for name in ("alice", "ci"))
+        server = self.serve("--enable-push", "--client-certs-optional", "--tokens", str(self.tokens), certificates=True)
+        why = "you need a client certificate or a token to push here: give one that the server knows"
+        self.may(self.door(server.port), PULL, why, asked=True)
+        self.may(self.door(server.port, HOLDER), PUSH)
+        self.may(self.door(server.port, HOLDER, token=puller), PUSH)
+        self.may(self.door(server.port, token=pusher), PUSH)
+        self.refused(self.door(server.port, HOLDER, token="guess"))
 
     def test_one_store(self) -> None:
         """What comes in by the main port is there on the public one at once."""

@@ -17,15 +17,16 @@ from typing import Any
 import lmdb
 from twisted.internet.address import IPv4Address
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import capturedLogs
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import artifactserver
-from artifactserver import process, sockets, tap
+from artifactserver import process, sockets, tap, token_file
 from artifactserver.options import Options
 from artifactserver.sockets import CannotListen, open_sockets
 from artifactserver.tls import server_tls
+from artifactserver.tokens import HEADING
 from tests.certificates import certificate, server_certificate
 from tests.processes import TWISTD, Finished, Server, environment, free_port, run
 
@@ -91,6 +92,8 @@ class OptionsTests(SynchronousTestCase):
                 "/etc/s.crt",
                 "--client-certs",
                 "a.crt",
+                "--tokens",
+                "tokens",
                 "--head-room-min",
                 "0",
                 "--head-room-max",
@@ -105,6 +108,7 @@ class OptionsTests(SynchronousTestCase):
             (options["server-key"], options["server-cert"], options["client-certs"]),
             (here / "s.key", Path("/etc/s.crt"), here / "a.crt"),
         )
+        self.assertEqual((options["tokens"], options.sources), (here / "tokens", {"certificate", "token"}))
         self.assertEqual((options["head-room-min"], options["head-room-max"]), (0, 5_000_000_000))
 
     def test_options_after_repo(self) -> None:
@@ -164,8 +168,9 @@ class OptionsTests(SynchronousTestCase):
         """A private server has to know somebody, and has no public port."""
         tls = ("--server-key", "k", "--server-cert", "c")
         self.assertEqual(parse("--private", *tls, "--client-certs", "a")["private"], 1)
-        self.refused("--private .*: give --client-certs as well", "--private")
-        self.refused("--private .*: give --client-certs as well", "--private", *tls)
+        self.refused("--private .*: give --client-certs or --tokens as well", "--private")
+        self.refused("--private .*: give --client-certs or --tokens as well", "--private", *tls)
+        self.assertEqual(parse("--private", "--tokens", "t")["private"], 1)
         self.refused(
             "--private and --public-port contradict each other: leave one",
             *("--private", *tls, "--client-certs", "a", "--public-port", "0"),
@@ -181,7 +186,14 @@ class OptionsTests(SynchronousTestCase):
 
     def test_empty(self) -> None:
         """An empty value is a variable that was not set, and no way to switch TLS off."""
-        for option in ("--server-key", "--server-cert", "--client-certs", "--interface", "--public-interface"):
+        for option in (
+            "--server-key",
+            "--server-cert",
+            "--client-certs",
+            "--tokens",
+            "--interface",
+            "--public-interface",
+        ):
             self.refused(f"{option} is empty", option, "")
         self.refused("REPO is empty", "")
 
@@ -363,6 +375,43 @@ class BuildTests(SynchronousTestCase):
             *("--server-key", str(other.key), "--server-cert", str(one.certificate), repo),
         )
         self.assertFalse((self.place / "repo").exists())
+
+    def test_token_file(self) -> None:
+        """A file of tokens that is missing, or is none, is named, with the line if there is one."""
+        path, repo = self.place / "tokens", str(self.place / "repo")
+        self.refused("tokens cannot be read .*: give --tokens a file that is there", "--tokens", str(path), repo)
+        self.refused("cannot be read|is no file", "--tokens", str(self.place), repo)
+        path.write_text("alice:s3cret\n")
+        self.refused(f"line 1 of {path} is not 'artifactserver tokens", "--tokens", str(path), repo)
+        path.write_text(f"{HEADING}\n# ours\nalice s3cret\n")
+        self.refused(f"line 3 of {path} does not consist of", "--tokens", str(path), repo)
+        self.assertFalse((self.place / "repo").exists())
+
+    def test_token_doubts(self) -> None:
+        """It is logged when there are no tokens, when they come in clear text, and when who has one cannot connect."""
+        path = self.place / "tokens"
+        path.touch()
+        files = server_certificate().write(self.place)
+        tls = ("--server-key", str(files.key), "--server-cert", str(files.certificate))
+        certificates = (*tls, "--client-certs", str(files.certificate))
+        for added, options, doubts in (
+            (False, tls, ["has no tokens yet: add one with 'artifactserver token add'"]),
+            (True, ("--public-port", "0"), [r":\d+, .*:\d+ in clear text"]),
+            (True, tls, []),
+            (True, certificates, ["has a token and no certificate cannot connect .*: give --client-certs-optional"]),
+            (True, (*certificates, "--client-certs-optional"), []),
+            (True, (*tls, "--listen", "main,clear=tcp:0:interface=localhost"), []),
+        ):
+            if added and not path.stat().st_size:
+                token_file.add(path, "alice", push=True)
+            with capturedLogs() as events:
+                arguments = ("--port", "0", "--tokens", str(path), *options, str(self.place / "repo"))
+                service = tap.build(parse(*arguments), MemoryReactorClock(), time.time)
+            self.successResultOf(service.stopService())
+            said = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+            self.assertEqual(len(said), len(doubts), said)
+            for sentence, pattern in zip(said, doubts, strict=True):
+                self.assertRegex(sentence, pattern)
 
     def test_connections(self) -> None:
         """Of the descriptors half are for connections, on all ports, and of those half for one address; so over TLS."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 
+from artifactserver.authentication import challenges
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.http2 import encode, list_size
 from artifactserver.rpc.messages import ENCODINGS, STATUS_MESSAGE_BYTES, encode_binary, encode_status_message
@@ -68,4 +69,6 @@ def plain(status: int) -> bytes:
     fields = [(b"content-length", b"0")]
     if status == 405:
         fields.append((b"allow", b"POST"))
+    if status == 401:
+        fields += [(b"www-authenticate", value) for value in challenges(invalid=True)]
     return encode(fields, status=status)

@@ -16,6 +16,8 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from artifactserver.access import Caller
+from artifactserver.authentication import INVALID, Visit
 from artifactserver.rpc import answers
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.exchange import Exchange
@@ -36,6 +38,7 @@ from artifactserver.rpc.http2 import (
     StreamReset,
 )
 from artifactserver.rpc.http2.sending import PIECE
+from artifactserver.rpc.rejection import Rejection
 from artifactserver.rpc.requests import Impossible, NotGrpc, Wanted, denied, read_request
 from artifactserver.rpc.streaming import StreamingExchange
 from artifactserver.rpc.unary import UnaryExchange
@@ -82,6 +85,7 @@ class GrpcProtocol(Protocol):
         self._beat: IDelayedCall | None = None
         self._close_timer: IDelayedCall | None = None
         self._goaway_timer: IDelayedCall | None = None
+        self._visit: Visit | None = None
 
     # The transport's side
 
@@ -89,6 +93,9 @@ class GrpcProtocol(Protocol):
         transport = self.transport
         assert transport is not None
         self._caller = self.caller_of(transport)
+        authentication = self.factory.authentication
+        if authentication is not None:
+            self._visit = authentication.visit(self._caller, transport.getPeer(), self)
         self._account = self.factory.ledger.open(self._shed)
         self.factory.connections.add(self)
         self._heartbeat = Heartbeat(self.engine, self.limits, self.clock.seconds())
@@ -142,6 +149,8 @@ class GrpcProtocol(Protocol):
             if timer is not None and timer.active():
                 timer.cancel()
         self._let_go()
+        if self._visit is not None:
+            self._visit.leave()
         self.factory.ledger.close(self._account)
         self.factory.connection_lost()
 
@@ -216,34 +225,44 @@ class GrpcProtocol(Protocol):
             wanted = head.meaning = read_request(head, self.factory.routes)
         if not stream.local_open:
             return  # Reset by what came right behind it.
+        caller = self._caller
+        if wanted.authorization is not None and self._visit is not None:
+            known = self._visit.caller(wanted.authorization)
+            if known is None:
+                self._reject(stream, wanted, self._visit)
+                return
+            caller = known
         if type(wanted) is not Wanted:
-            self._refuse(stream, self._access_first(head, wanted))
+            self._refuse(stream, self._access_first(head, wanted, caller))
             return
-        refusal = self.factory.routes.refusal(self._caller, wanted.method.path)
+        refusal = self.factory.routes.refusal(caller, wanted.method.path)
         if refusal is not None:
             self._refuse(stream, denied(refusal))
             return
         kind = StreamingExchange if wanted.method.streams_in else UnaryExchange
-        exchange = stream.owner = kind(self, stream, wanted, self._caller)
+        exchange = stream.owner = kind(self, stream, wanted, caller)
         if ended:
             exchange.data_received(b"", True)
 
-    def _access_first(self, head: RequestHead, why: Any) -> Any:
+    def _access_first(self, head: RequestHead, why: Any, caller: Caller) -> Any:
         """Why a call fails: who may not use a method learns that, whatever else is wrong, be it built or not."""
         if isinstance(why, Impossible):
             method = self.factory.routes.find(head.path.decode("latin-1"))
-            refusal = method and self.factory.routes.refusal(self._caller, method.path)
+            refusal = method and self.factory.routes.refusal(caller, method.path)
             if refusal:
                 return denied(refusal)
         return why
 
-    def _refuse(self, stream: Stream, why: Any) -> None:
-        if isinstance(why, NotGrpc):
-            block = answers.plain(why.status)
-        else:
-            most = self.engine.sender.header_list_bytes
-            block = answers.trailers_only(why.code, why.message, most=most)
-        self.engine.sender.headers(stream, block, end=True)
+    def _refuse(self, stream: Stream, why: NotGrpc | Impossible) -> None:
+        sender = self.engine.sender
+        sender.headers(stream, why.answer(sender.header_list_bytes), end=True)
+
+    def _reject(self, stream: Stream, wanted: Any, visit: Visit) -> None:
+        """Refuse, after a while, a request that has shown something which is not good."""
+        why = NotGrpc(401) if type(wanted) is NotGrpc else denied(INVALID)
+        if not Rejection(self, stream, why.answer(self.engine.sender.header_list_bytes)).wait(visit):
+            # Whoever does so very often has to connect for it anew.
+            self.drain()
 
     def _rare(self, event: Event) -> None:
         if isinstance(event, StreamReset):

@@ -10,6 +10,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from artifactserver.access import Caller
+from artifactserver.authentication import Authentication
 from artifactserver.complaints import Complaints
 from artifactserver.rpc.dispatch import Routes
 from artifactserver.rpc.http2 import Beginnings, Limits
@@ -25,6 +26,7 @@ class GrpcFactory(Factory):
     :param routes: the dispatcher.
     :param caller_of: who is at the other end of a transport; called once its handshake is done.
     :param clock: the reactor, or what stands for it in a test.
+    :param authentication: knows who shows a token; without it nobody is asked.
     """
 
     noisy = False
@@ -36,11 +38,13 @@ class GrpcFactory(Factory):
         caller_of: Callable[[ITransport], Caller],
         clock: IReactorTime,
         limits: Limits = Limits(),  # noqa: B008 - frozen
+        authentication: Authentication | None = None,
     ) -> None:
         self.routes = routes
         self.caller_of = caller_of
         self.clock = clock
         self.limits = limits
+        self.authentication = authentication
         self.ledger = Ledger(limits.held_bytes, limits.held_bytes_in_all)
         self.beginnings = Beginnings(limits)
         self.connections: set[GrpcProtocol] = set()
