@@ -31,6 +31,7 @@ class Remote:
 
     :ivar server: the server's certificate, for one that the system's roots do not vouch for.
     :ivar client: the certificate that the client shows.
+    :ivar token: a file with the token that it shows; BuildStream 2 alone has that, and over TLS.
     """
 
     url: str
@@ -39,6 +40,7 @@ class Remote:
     client: CertificateFiles | None = None
     instance: str | None = None
     type: str | None = None
+    token: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +240,8 @@ class BuildStream2(_BuildStream):
                     lines.append(f"    instance-name: {remote.instance}")
                 if remote.server is not None or remote.client is not None:
                     lines += ["    auth:", *_certificates(remote, "      ")]
+                    if remote.token is not None:
+                        lines.append(f"      access-token: {remote.token}")
         if storage is not None:
             lines += ["cache:", "  storage-service:", f"    url: {storage.url}"]
         return "\n".join([*lines, ""])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from artifactserver import token_file
 from tests.buildstream import BuildStream1, BuildStream2, Entry, Project, Remote, find_program, snapshot, write_project
 from tests.certificates import CertificateFiles, certificate, server_certificate
 from tests.processes import Finished, Server, free_port
@@ -304,6 +305,32 @@ class BuildStream2Tests(_ClientTests, SynchronousTestCase):
         self.succeeds(user.pull(TOP, *remotes))
         self.succeeds(user.checkout(TOP, user.place / "checkout"))
         self.same_trees(snapshot(user.place / "checkout"), self.project.expected)
+
+    def test_tokens(self) -> None:
+        """Who has a token to push pushes, who has one to pull pulls, and with a wrong one nobody does either."""
+        tokens = self.place / "tokens"
+        files = {}
+        for name in ("alice", "ci"):
+            files[name] = self.place / f"{name}.token"
+            # As "artifactserver token add" prints it.
+            files[name].write_text(token_file.add(tokens, name, push=name == "ci") + "\n")
+        files["mallory"] = self.place / "mallory.token"
+        files["mallory"].write_text("s3cret\n")
+        tls = ("--server-key", str(self.shared.server.key), "--server-cert", str(self.shared.server.certificate))
+        server = self.serve("--enable-push", "--private", "--tokens", str(tokens), *tls)
+        remote = Remote(f"https://localhost:{server.port}", server=self.shared.server)
+
+        self.succeeds(self.builder.push(TOP, replace(remote, token=files["ci"])))
+        self.pulls_everything(self.new_user(), replace(remote, token=files["alice"], push=False))
+        for token, said in (
+            (files["alice"], "PERMISSION_DENIED.*what you have shown does not give you the right to push"),
+            (files["mallory"], "UNAUTHENTICATED.*malformed, was revoked, or belongs to another server"),
+            (None, "PERMISSION_DENIED.*you need a token to (pull|push) here"),
+        ):
+            refused = self.builder.push(TOP, replace(remote, token=token))
+            self.assertNotEqual(refused.status, 0, refused)
+            self.says(refused, said)
+        self.assertNotIn("s3cret", server.said())
 
     def test_storage_service(self) -> None:
         """The server can stand behind a user's own cache, and hold the files that are not kept there."""
