@@ -152,6 +152,6 @@ class Attempts:
         times, record.unsaid = record.unsaid + 1, 0
         self._complaints.say(
             "{peer} was refused: its token is malformed or unknown; such failures since its last line: {times}",
-            peer=address or "a client at a socket of this machine",
+            peer=address,
             times=times,
         )

@@ -16,6 +16,8 @@ import grpc
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import artifactserver
+from artifactserver import token_file
+from artifactserver.authentication import INVALID
 from tests.certificates import server_certificate
 from tests.processes import Background, connects, environment, free_port
 from tests.test_docs import DOCS
@@ -75,9 +77,9 @@ class _ProxyTests(_TestCase):
         """The command that starts it with this configuration."""
         raise NotImplementedError
 
-    def start(self, role: str = "main,clear") -> Visitor:
+    def start(self, role: str = "main,clear", *more: str) -> Visitor:
         """Start a server and a proxy before it; gives a client of the proxy."""
-        options = ["--log-level", "info", "--head-room-min", "0", "--enable-push"]
+        options = ["--log-level", "info", "--head-room-min", "0", "--enable-push", *more]
         listen = f"{role}=unix:{self.place}/proxy.sock:mode=666"
         self.server = self.begin("server", [*SERVE, *options, "--listen", listen, str(self.place / "repo")])
         self.server.wait_until(lambda: "listening on" in self.server.said())
@@ -93,7 +95,11 @@ class _ProxyTests(_TestCase):
         self.assertNotRegex(text, r"/etc/|/run/|\b443\b")
         self.proxy = self.begin("proxy", self.configure(text))
         self.proxy.wait_until(lambda: connects(self.port))
-        visitor = Visitor(f"localhost:{self.port}", self.files.certificate)
+        return self.visitor()
+
+    def visitor(self, token: str | None = None) -> Visitor:
+        """A client of the proxy."""
+        visitor = Visitor(f"localhost:{self.port}", self.files.certificate, token)
         self.addCleanup(visitor.close)
         return visitor
 
@@ -126,6 +132,27 @@ class _ProxyTests(_TestCase):
             code, said = visitor.refusal(content)
             self.assertEqual(code, grpc.StatusCode.PERMISSION_DENIED, said)
             self.assertRegex(said, "this is the public port")
+
+    def test_tokens(self) -> None:
+        """A token goes through: who has one pushes, who has a wrong one is told so, and the others still pull."""
+        tokens = self.place / "tokens"
+        token = token_file.add(tokens, "ci", push=True)
+        nobody = self.start("main,clear", "--tokens", str(tokens))
+        content = os.urandom(8 * MiB)
+        code, said = nobody.refusal(content)
+        self.assertEqual(code, grpc.StatusCode.PERMISSION_DENIED, said)
+        self.assertRegex(said, "^you need a token to push here")
+        self.assertEqual(self.visitor(token).write(content), len(content))
+        self.assertTrue(nobody.read(content) == content)
+        wrong = self.visitor("s3cret")
+        self.assertEqual(wrong.refusal(b"small"), (grpc.StatusCode.UNAUTHENTICATED, INVALID.reason))
+        self.assertEqual(wrong.get(), (401, f"{INVALID.reason}\n"))
+        self.assertEqual([each.get()[0] for each in (nobody, self.visitor(token))], [404, 404])
+        said = self.server.said()
+        self.assertRegex(said, rf"unix:{self.place}/proxy.sock was refused: its token is malformed or unknown")
+        self.assertNotIn("clear text, for everybody", said)
+        for secret in (token, "s3cret"):
+            self.assertNotIn(secret, said)
 
 
 class NginxTests(_ProxyTests, SynchronousTestCase):

@@ -26,10 +26,13 @@ class Visitor:
 
     :param where: ``HOST:PORT``, or ``unix:PATH``; for grpcio, a path has no comma in it.
     :param trusted: the certificate that the server has to show, which is for ``localhost``; `None` for clear text.
+    :param token: what it shows with everything.
     """
 
-    def __init__(self, where: str, trusted: Path | None = None) -> None:
+    def __init__(self, where: str, trusted: Path | None = None, token: str | None = None) -> None:
         self._where = where
+        self._shown = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._metadata = tuple(self._shown.items())
         options: list[tuple[str, int | str]] = [
             *(("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)),
             ("grpc.max_receive_message_length", -1),
@@ -60,7 +63,7 @@ class Visitor:
             request_serializer=bytestream_pb2.WriteRequest.SerializeToString,
             response_deserializer=bytestream_pb2.WriteResponse.FromString,
         )
-        answer = method(requests(), timeout=TIMEOUT, wait_for_ready=True)
+        answer = method(requests(), timeout=TIMEOUT, wait_for_ready=True, metadata=self._metadata)
         size: int = answer.committed_size
         return size
 
@@ -75,7 +78,8 @@ class Visitor:
             response_deserializer=bytestream_pb2.ReadResponse.FromString,
         )
         request = bytestream_pb2.ReadRequest(resource_name=f"blobs/{_blob(content)}")
-        return b"".join(part.data for part in method(request, timeout=TIMEOUT, wait_for_ready=True))
+        parts = method(request, timeout=TIMEOUT, wait_for_ready=True, metadata=self._metadata)
+        return b"".join(part.data for part in parts)
 
     def refusal(self, content: bytes) -> tuple[grpc.StatusCode, str]:
         """With what code and words the upload of a blob is refused; OK if it is not."""
@@ -90,7 +94,7 @@ class Visitor:
         client = http.client.HTTPConnection("localhost", timeout=TIMEOUT)
         client.sock = self._connect()
         try:
-            client.request("GET", path)
+            client.request("GET", path, headers=self._shown)
             response = client.getresponse()
             return response.status, response.read().decode()
         finally:
