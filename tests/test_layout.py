@@ -48,6 +48,7 @@ MAY_IMPORT = {
         "artifactserver.token_file",
         "artifactserver.tokens",
     ),
+    "artifactserver.watched": (),
     "artifactserver.proto": (),
     "artifactserver.store": ("artifactserver.proto",),
     "artifactserver.rpc": ("artifactserver.access", "artifactserver.authentication", "artifactserver.complaints"),
