@@ -10,7 +10,8 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, runtime_checkable
+from typing import Protocol as TypingProtocol
 
 from twisted.internet.interfaces import (
     IAddress,
@@ -53,8 +54,19 @@ HEAD_SECONDS = 60.0
 #: Of HTTP/1.1, bytes that are read at once: requests in a row are all answered before somebody else has a turn.
 HTTP1_READ_BYTES = 8 * 1024
 
+#: Of HTTP/1.1, seconds that a client is given to notice that it is sent away.
+SEND_AWAY_SECONDS = 1.0
+
 #: Seconds between two log lines about clients that got the kind of port wrong.
 _COMPLAINT_SECONDS = 60.0
+
+
+@runtime_checkable
+class Leaving(TypingProtocol):
+    """A protocol that knows how to end a connection at once, and in order."""
+
+    def send_away(self) -> None:
+        """End it; what is under way is lost."""
 
 
 class _Chooser(Protocol):
@@ -75,7 +87,7 @@ class _Chooser(Protocol):
         agreed = getattr(self.transport, "negotiatedProtocol", None)
         if agreed is None and received.startswith(_CLIENT_HELLO):
             self.factory.complain_of_tls(self.transport)
-            self._stop_timer()
+            self._is_decided()
             self.transport.loseConnection()  # type: ignore[union-attr]
         elif agreed == b"h2" or received.startswith(_PREFACE):
             self._choose(self.factory.http2)
@@ -83,12 +95,12 @@ class _Chooser(Protocol):
             self._choose(self.factory.http1)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._stop_timer()
+        self._is_decided()
         if self._chosen is not None:
             self._chosen.connectionLost(reason)
 
     def _choose(self, factory: IProtocolFactory) -> None:
-        self._stop_timer()
+        self._is_decided()
         transport = self.transport
         assert transport is not None
         chosen = factory.buildProtocol(self._address)
@@ -102,12 +114,19 @@ class _Chooser(Protocol):
         chosen.makeConnection(transport)
         chosen.dataReceived(received)
 
-    def _stop_timer(self) -> None:
+    def _is_decided(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
     def _too_late(self) -> None:
         self.transport.abortConnection()  # type: ignore[union-attr]
+
+    def send_away(self) -> None:
+        """End the connection, in the way of what was chosen: its client may not be here any more."""
+        if isinstance(self._chosen, Leaving):
+            self._chosen.send_away()
+        else:
+            self._too_late()
 
 
 @implementer(IProtocolNegotiationFactory)
@@ -124,7 +143,11 @@ class PortFactory(Factory):
     _log = Logger()
 
     def __init__(
-        self, http2: IProtocolFactory, http1: IProtocolFactory, clock: IReactorTime, timeout: float = CHOICE_SECONDS
+        self,
+        http2: IProtocolFactory,
+        http1: IProtocolFactory,
+        clock: IReactorTime,
+        timeout: float = CHOICE_SECONDS,
     ) -> None:
         self.http2 = http2
         self.http1 = http1
@@ -152,8 +175,12 @@ class PortFactory(Factory):
         self._complaints.say(
             "{peer} tried TLS on a port that is in clear text: it should use http:// or grpc://, "
             "or the server should be given --server-key and --server-cert",
-            peer=getattr(transport.getPeer(), "host", "").removeprefix("::ffff:") if transport is not None else "",
+            peer=_host_of(transport),
         )
+
+
+def _host_of(transport: ITransport | None) -> str:
+    return getattr(transport.getPeer(), "host", "").removeprefix("::ffff:") if transport is not None else ""
 
 
 class _Nowhere:
@@ -297,6 +324,12 @@ class _Channel(http.HTTPChannel):
     def timeoutConnection(self) -> None:
         self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
         self.loseConnection()
+
+    def send_away(self) -> None:
+        """End the connection at once; whatever is under way on it is lost."""
+        if self._abortingCall is None:
+            self._abortingCall = self.callLater(SEND_AWAY_SECONDS, self.forceAbortClient)
+            self.loseConnection()
 
     def forceAbortClient(self) -> None:
         self._abortingCall = None

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from artifactserver.store.repository import prepare
 from artifactserver.tls import ServerTls, TlsProblem, identity_of, server_tls
 from artifactserver.tls_transport import TlsFactory
 from artifactserver.tokens import TokenProblem, read_tokens
+from artifactserver.watched import Watched
 
 __all__ = ["Options", "makeService"]
 
@@ -55,6 +56,9 @@ GRACE_SECONDS = 5.0
 
 #: Seconds between two rounds of tidying up.
 TIDY_SECONDS = 60.0
+
+#: Seconds between two looks at the files that are read again when they change.
+WATCH_SECONDS = 1.0
 
 
 class Problem(Exception):
@@ -112,7 +116,7 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
         if options["server-key"] is not None:
             files = options["server-key"], options["server-cert"]
             main.tls = server_tls(*files, options["client-certs"], required)
-            public.tls = server_tls(*files, None)
+            public.tls = main.tls.for_everybody()
         if options["port"] is not None:
             main.sockets += open_sockets(options["interface"], options["port"])
         if options["public-port"] is not None:
@@ -140,9 +144,15 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
         port: IProtocolFactory = PortFactory(grpc.at(caller_of), site, reactor)
         if entrance.tls is not None:
             entrance.tls.complain = Complaints(ServerTls._log, reactor).say
-            port = TlsFactory(entrance.tls, port, reactor)
+            port = entrance.tls_port = TlsFactory(entrance.tls, port, reactor)
         entrance.factory = AdmittingFactory(port, admission, reactor)
-    return ArtifactServer(reactor, entrances, grpc, health, store, repo)
+    watched: list[Watched[Any]] = []
+    tls = main.tls
+    if tls is not None:
+        tls.say_doubts(now())
+        tls.settled = lambda: _hold_to_certificates(tls, entrances, now())
+        watched += tls.watched
+    return ArtifactServer(reactor, entrances, grpc, health, store, repo, watched)
 
 
 def _say_doubts(authentication: Authentication, path: Path, entrances: list[Entrance], required: bool) -> None:
@@ -176,12 +186,14 @@ class Entrance:
 
     :ivar policy: what it lets whom do.
     :ivar tls: how it speaks TLS, or `None` for clear text.
+    :ivar tls_port: what does so, where it does.
     :ivar sockets: where it listens, until the reactor does.
     :ivar factory: for connections that are accepted.
     """
 
     policy: PortPolicy
     tls: ServerTls | None = None
+    tls_port: TlsFactory | None = None
     sockets: list[socket.socket] = field(default_factory=list)
     factory: IProtocolFactory = field(init=False)
 
@@ -202,11 +214,26 @@ class Entrance:
         return f"{self.policy.promise}, {'clear text' if self.tls is None else 'TLS'}"
 
 
+def _hold_to_certificates(tls: ServerTls, entrances: list[Entrance], now: float) -> None:
+    """There is something new in the files of TLS: say what is doubtful about it, and end what it does not allow."""
+    tls.say_doubts(now)
+    _say_ended(sum(each.tls_port.send_away(tls.forgets) for each in entrances if each.tls_port is not None))
+
+
+def _say_ended(connections: int) -> None:
+    if connections:
+        ArtifactServer._log.info(
+            "connections that were ended, since what vouched for their clients has been taken out: {connections}",
+            connections=connections,
+        )
+
+
 class ArtifactServer(Service):
     """The running server: what has to start and to stop in order.
 
     :param entrances: where clients come in: first those that are as the main port, then those that are public.
     :param repo: what is served, for the log.
+    :param watched: files to look at while it runs.
     """
 
     name = "artifactserver"
@@ -220,6 +247,7 @@ class ArtifactServer(Service):
         health: Health,
         store: LocalStore,
         repo: Path,
+        watched: Sequence[Watched[Any]] = (),
     ) -> None:
         self._reactor = reactor
         self.entrances = entrances
@@ -227,9 +255,12 @@ class ArtifactServer(Service):
         self._health = health
         self._store = store
         self._repo = repo
+        self._watched = watched
         self._ports: list[IListeningPort] = []
         self._tidying = TimerService(TIDY_SECONDS, self._tidy)
-        self._tidying.clock = reactor
+        self._watching = TimerService(WATCH_SECONDS, self._watch)
+        for timer in (self._tidying, self._watching):
+            timer.clock = reactor
 
     def addresses(self) -> list[str]:
         """Where it will listen, as ``host:port`` or ``unix:path``, in the order of its entrances."""
@@ -247,6 +278,7 @@ class ArtifactServer(Service):
             while entrance.sockets:
                 self._ports.append(adopt(self._reactor, entrance.sockets.pop(0), entrance.factory))
         self._tidying.startService()
+        self._watching.startService()
         process.settle()
         self._reactor.callWhenRunning(self._is_running, where)
 
@@ -272,9 +304,10 @@ class ArtifactServer(Service):
             return
         notify.tell(notify.STOPPING)
         self._log.info("stopping: calls that run have {grace:g} seconds to finish", grace=GRACE_SECONDS)
-        tidying = self._tidying.stopService()
-        if tidying is not None:
-            await tidying
+        for timer in (self._watching, self._tidying):
+            stopping = timer.stopService()
+            if stopping is not None:
+                await stopping
         while self._ports:
             await maybeDeferred(self._ports.pop().stopListening)
         self._health.stop()
@@ -291,6 +324,11 @@ class ArtifactServer(Service):
         with self._log.failuresHandled("while tidying up"):
             self._store.tidy()
             process.give_back()
+
+    def _watch(self) -> None:
+        for watched in self._watched:
+            with self._log.failuresHandled("while looking whether files have changed"):
+                watched.look()
 
     def _take_signals(self) -> None:
         """Take a signal to end for what it is: no failure.

@@ -1,37 +1,43 @@
-"""TLS for servers: which versions and ciphers, and which clients' certificates are good.
+"""TLS for servers: which versions and ciphers, with which key, and for which clients.
 
 What is offered serves every client of a BuildStream cache since 2017: TLS 1.2 and 1.3, ECDHE with AES-GCM or ChaCha20,
 P-256 and X25519 among the curves.  Nothing is resumed, compressed or renegotiated.
 
-Clients are known by a bundle of certificates, written one after another into a file.  BuildStream's manual makes them
-self-signed, all with the name ``/CN=client``, and able to sign others, so a chain of names says little: a certificate
-that is itself in the bundle is good as it is, and only one that is not needs a chain to an authority that is there.
-Either way it must not have expired.  A port may also ask for a certificate without demanding one: there, whoever shows
-none gets in as nobody, and a certificate that is shown still has to be good.
+A port may demand a certificate of its clients, or ask for one without demanding it: there, whoever shows none gets in
+as nobody, and a certificate that is shown still has to be good.
+
+The key and the certificates are those that are in the files when a connection begins.  A client is *forgotten* when
+what vouched for it has been taken out of its file since.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, ITransport
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from artifactserver.alerts import give_reasons
+from artifactserver.bundle import Bundle, Examination, bundle_in, fingerprint
+from artifactserver.key_pair import KeyPair, read_key_pair
+from artifactserver.pem import TlsProblem
+from artifactserver.watched import Watched
+
+__all__ = ["ServerTls", "TlsProblem", "identity_of", "server_tls"]
+
 #: For ALPN, best first: clients of pages and files offer both and get HTTP/1.1; gRPC clients offer ``h2`` and, the
 #: older ones, ``grpc-exp``.
 PROTOCOLS = (b"http/1.1", b"h2")
+
+#: Looks until it is said that key and certificate do not belong together: whoever renews them replaces one and then the
+#: other.
+_PAIR_PATIENCE = 10
 
 #: For TLS 1.2, and 1.3, which has no bad ones.  AES-128 comes first: it is as safe for all that is known, and a tenth
 #: less work.
@@ -40,67 +46,77 @@ _CIPHERS_13 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1
 
 _OPTIONS = SSL.OP_NO_COMPRESSION | SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
 
-#: X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED and the two for times that cannot be read.
-_TIME_ERRORS = frozenset({9, 10, 13, 14})
-
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
-
-
-class TlsProblem(Exception):
-    """A key or certificate file cannot be used; ``str()`` is one sentence that says which, and what to do."""
-
-
-@dataclass(slots=True)
-class _Examination:
-    """What is known about the client's certificate during one handshake.
-
-    :ivar errors: what OpenSSL does not like about it, by distance from the client's own certificate.
-    :ivar vouched: the SHA-256 fingerprint of the entry of the bundle that vouches for the client.
-    """
-
-    transport: TLSMemoryBIOProtocol
-    errors: list[tuple[int, int]] = field(default_factory=list)
-    vouched: str | None = None
-    top: str | None = None
-
-
-# Twisted puts the protocol into the application data of the connection, where this would otherwise belong.
-_examinations: WeakKeyDictionary[SSL.Connection, _Examination] = WeakKeyDictionary()
-
-
-class Bundle:
-    """The certificates that clients may show, or that may have signed what they show.
-
-    :ivar fingerprints: SHA-256 in lower-case hexadecimal, of every certificate.
-    """
-
-    def __init__(self, certificates: list[x509.Certificate]) -> None:
-        self.fingerprints = frozenset(map(fingerprint, certificates))
-        # One that does not say that it is an authority is none, whatever an old version of X.509 would make of it.
-        self.authorities = [certificate for certificate in certificates if _may_sign(certificate)]
-
-
 #: OpenSSL's ``SSL_MODE_ENABLE_PARTIAL_WRITE``, which pyOpenSSL sets and has no name for.
 _PARTIAL_WRITE = 1
+
+# Twisted puts the protocol into the application data of the connection, where this would otherwise belong.
+_examinations: WeakKeyDictionary[SSL.Connection, Examination] = WeakKeyDictionary()
 
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTls:
     """Makes the server's end of TLS connections, for `artifactserver.tls_transport.TlsFactory`.
 
-    :param chain: the server's certificate, then those of the authorities between it and the root.
     :param bundle: whose certificates are good; `None` to ask nobody for one.
     :param required: whether everybody has to show one, where there is a bundle.
     :ivar complain: logs whom it turned away; whoever serves many clients puts something there that leaves some out.
+    :ivar settled: called when there is something new in the files, and has been there for a while.
     """
 
     _log = Logger()
 
-    def __init__(
-        self, key: PrivateKeyTypes, chain: list[x509.Certificate], bundle: Bundle | None, required: bool = True
-    ) -> None:
+    def __init__(self, pair: Watched[KeyPair], bundle: Watched[Bundle] | None, required: bool = True) -> None:
+        self._pair = pair
         self._bundle = bundle
+        self._required = required
+        self._rejection = 0
         self.complain: Callable[..., None] = self._log.info
+        self.settled: Callable[[], None] = lambda: None
+        self._made_of = self._material()
+        self._context = self._make_context()
+
+    def for_everybody(self) -> ServerTls:
+        """The same key and certificate for another port, on which nobody is asked for a certificate."""
+        return ServerTls(self._pair, None)
+
+    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        # Whoever has just been added gets in, without waiting for a look.
+        for watched in self.watched:
+            watched.catch_up()
+        material = self._material()
+        if any(now is not then for now, then in zip(material, self._made_of, strict=True)):
+            self._made_of = material
+            self._context = self._make_context()
+        connection = SSL.Connection(self._context, None)
+        _examinations[connection] = Examination(tlsProtocol)
+        return connection
+
+    @property
+    def watched(self) -> tuple[Watched[Any], ...]:
+        """The files that have to be looked at."""
+        return (self._pair,) if self._bundle is None else (self._pair, self._bundle)
+
+    def forgets(self, transport: ITransport) -> bool:
+        """Whether what vouched for the client of a connection has been taken out of the bundle since."""
+        identity = identity_of(transport)
+        return identity is not None and self._bundle is not None and identity not in self._bundle.value.fingerprints
+
+    def say_doubts(self, now: float) -> None:
+        """Log what is wrong with the files though they can be used.
+
+        :param now: seconds since the epoch.
+        """
+        for doubt in self._pair.value.doubts(now):
+            self._log.warn("{doubt}", doubt=doubt)
+        if self._bundle is not None and not self._bundle.value.fingerprints:
+            what = "no client can connect" if self._required else "no client can show a certificate"
+            self._log.warn("{path} is empty: {what}", path=str(self._bundle.value.path), what=what)
+
+    def _material(self) -> tuple[KeyPair, Bundle | None]:
+        return self._pair.value, self._bundle.value if self._bundle is not None else None
+
+    def _make_context(self) -> SSL.Context:
+        pair, bundle = self._made_of
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_options(_OPTIONS)
@@ -111,26 +127,15 @@ class ServerTls:
         context.set_cipher_list(_CIPHERS)
         context.set_tls13_ciphersuites(_CIPHERS_13)
         context.set_alpn_select_callback(_choose_protocol)
-        context.use_certificate(chain[0])
-        for certificate in chain[1:]:
-            context.add_extra_chain_cert(certificate)
-        context.use_privatekey(key)  # type: ignore[arg-type]
-        context.check_privatekey()
+        pair.install(context)
         if bundle is not None:
             store = context.get_cert_store()
             assert store is not None
-            # An authority in the bundle is trusted as it is, whoever signed it.
-            store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-            for authority in bundle.authorities:
-                store.add_cert(crypto.X509.from_cryptography(authority))
-            demand = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0
+            bundle.install(store)
+            demand = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if self._required else 0
             context.set_verify(SSL.VERIFY_PEER | demand, self._examine)
-        self._context = context
-
-    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection = SSL.Connection(self._context, None)
-        _examinations[connection] = _Examination(tlsProtocol)
-        return connection
+            give_reasons(context, lambda: self._rejection)
+        return context
 
     def _examine(self, connection: SSL.Connection, shown: crypto.X509, error: int, depth: int, ok: int) -> bool:
         """Called for each fault that OpenSSL finds, then once for each certificate, the client's own last."""
@@ -144,25 +149,21 @@ class ServerTls:
         if depth:
             return True
         assert self._bundle is not None
-        expired = any(error in _TIME_ERRORS for error, depth in examination.errors if depth == 0)
-        if name in self._bundle.fingerprints and not expired:
-            examination.vouched = name
-        elif not examination.errors and examination.top in self._bundle.fingerprints:
-            examination.vouched = examination.top
-        else:
-            peer = examination.transport.getPeer()
-            self.complain(
-                "{peer} was turned away: its certificate with SHA-256 fingerprint {fingerprint} {reason}",
-                peer=getattr(peer, "host", "").removeprefix("::ffff:"),
-                fingerprint=name,
-                reason="has expired or is not valid yet" if expired else "is not in the bundle of client certificates",
-            )
-            return False
-        return True
+        rejection = self._bundle.value.judge(name, examination)
+        if rejection is None:
+            return True
+        self._rejection = rejection.error
+        self.complain(
+            "{peer} was turned away: its certificate with SHA-256 fingerprint {fingerprint} {reason}",
+            peer=getattr(examination.transport.getPeer(), "host", "").removeprefix("::ffff:"),
+            fingerprint=name,
+            reason=rejection.reason,
+        )
+        return False
 
 
 def server_tls(key: Path, cert: Path, client_certs: Path | None, required: bool = True) -> ServerTls:
-    """Read the files that a server was given.
+    """Read the files that a server was given, and watch them.
 
     :param key: PEM file with the private key, without a passphrase.
     :param cert: PEM file with the certificate, and any number of certificates of authorities behind it.
@@ -170,28 +171,15 @@ def server_tls(key: Path, cert: Path, client_certs: Path | None, required: bool 
     :param required: whether a client without a certificate is turned away, where there is that file.
     :raises TlsProblem: if something is wrong with one of them.
     """
-    private = _read_key(key)
-    chain = _read_certificates(cert, "--server-cert")
-    if not chain:
-        raise TlsProblem(f"{cert} holds no certificate in PEM form: give --server-cert the server's certificate")
-    if _public_bytes(private.public_key()) != _public_bytes(chain[0].public_key()):
-        raise TlsProblem(
-            f"the key {key} does not belong to the first certificate in {cert}: give --server-key the key that it was "
-            "made for, and put the server's own certificate before those of its authorities"
-        )
+    pair = Watched((key, cert), lambda: read_key_pair(key, cert), TlsProblem, _PAIR_PATIENCE)
     bundle = None
     if client_certs is not None:
-        bundle = Bundle(_read_certificates(client_certs, "--client-certs"))
-        if not bundle.fingerprints:
-            what = "no client can connect" if required else "no client can show a certificate"
-            ServerTls._log.warn("{path} is empty: {what}", path=str(client_certs), what=what)
-    try:
-        return ServerTls(private, chain, bundle, required)
-    except SSL.Error as error:
-        reasons = ", ".join(entry[2] for entry in error.args[0]) if error.args else "no reason given"
-        raise TlsProblem(
-            f"OpenSSL does not accept the key {key} with the certificate {cert} ({reasons}): make new ones"
-        ) from error
+        bundle = Watched((client_certs,), lambda: bundle_in(client_certs), TlsProblem)
+    tls = ServerTls(pair, bundle, required)
+    pair.settled = lambda _: tls.settled()
+    if bundle is not None:
+        bundle.settled = lambda _: tls.settled()
+    return tls
 
 
 def identity_of(transport: ITransport) -> str | None:
@@ -206,78 +194,8 @@ def identity_of(transport: ITransport) -> str | None:
     return examination.vouched if examination is not None else None
 
 
-def fingerprint(certificate: x509.Certificate) -> str:
-    """The SHA-256 of the certificate's DER form, in lower-case hexadecimal."""
-    return certificate.fingerprint(hashes.SHA256()).hex()
-
-
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
     for protocol in PROTOCOLS:
         if protocol in offered:
             return protocol
     return SSL.NO_OVERLAPPING_PROTOCOLS
-
-
-def _read(path: Path, option: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TlsProblem(
-            f"{path} cannot be read ({error.strerror}): give {option} a file that is there and that this user may read"
-        ) from error
-
-
-def _read_key(path: Path) -> PrivateKeyTypes:
-    pem = _read(path, "--server-key")
-    try:
-        return serialization.load_pem_private_key(pem, password=None)
-    except TypeError:
-        raise TlsProblem(
-            f"the key in {path} has a passphrase, which a server cannot type: "
-            "write one without with 'openssl pkey -in KEY -out NEW'"
-        ) from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise TlsProblem(f"{path} holds no private key in PEM form: give --server-key the server's key") from None
-
-
-def _read_certificates(path: Path, option: str) -> list[x509.Certificate]:
-    """The certificates in a file, in order; text around them is ignored."""
-    content = _read(path, option)
-    certificates = []
-    end = 0
-    for block in _PEM.finditer(content):
-        end = block.end()
-        line = content.count(b"\n", 0, block.start()) + 1
-        if block[1] != b"CERTIFICATE":
-            if option == "--server-cert":
-                continue  # Key and certificate are often kept in one file.
-            raise TlsProblem(
-                f"{path} holds a {block[1].decode('ascii').lower()} at line {line}: put certificates alone into the "
-                f"file of {option}"
-            )
-        try:
-            certificates.append(x509.load_pem_x509_certificate(block[0]))
-        except ValueError:
-            raise TlsProblem(
-                f"the certificate at line {line} of {path} cannot be read: take it out, or copy it again"
-            ) from None
-    if b"-----BEGIN" in content[end:]:
-        line = content.count(b"\n", 0, content.index(b"-----BEGIN", end)) + 1
-        raise TlsProblem(f"the certificate at line {line} of {path} has no end: take it out, or copy it again")
-    if content.strip() and not certificates:
-        raise TlsProblem(f"{path} holds no certificate in PEM form: give {option} a file that does")
-    return certificates
-
-
-def _may_sign(certificate: x509.Certificate) -> bool:
-    try:
-        return bool(certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        return False
-
-
-def _public_bytes(key: object) -> bytes:
-    encoded: bytes = key.public_bytes(  # type: ignore[attr-defined]
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return encoded

@@ -11,18 +11,19 @@ would make a new one each time and copy it twice.
 
 It relies on these internals of `TLSMemoryBIOProtocol`, and ``tests/test_tls_transport.py`` on their being there:
 ``_tlsConnection``, ``_handshakeDone``, ``_appSendBuffer``, ``_bufferedWrite``, ``_lostTLSConnection``, ``_aborted``,
-``_producer``, ``_tlsShutdownFinished``, ``_shutdownTLS``, and that it calls ``_write``, ``_flushSendBIO`` and
-``_flushReceiveBIO``.  Of pyOpenSSL's, there are ``_from_ssl`` and the bindings below it; without them it does without.
+``_producer``, ``_tlsShutdownFinished``, ``_shutdownTLS``, ``protocols`` of the factory, and that it calls ``_write``,
+``_flushSendBIO`` and ``_flushReceiveBIO``.  Of pyOpenSSL's, there are ``_from_ssl`` and the bindings below it; without
+them it does without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from OpenSSL import SSL
 from OpenSSL.SSL import Error, WantReadError, ZeroReturnError
-from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IProtocolFactory, IReactorTime
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IProtocolFactory, IReactorTime, ITransport
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
@@ -201,3 +202,14 @@ class TlsFactory(TLSMemoryBIOFactory):
 
     def __init__(self, tls: IOpenSSLServerConnectionCreator, factory: IProtocolFactory, clock: IReactorTime) -> None:
         super().__init__(tls, False, factory, clock)
+
+    def send_away(self, unwanted: Callable[[ITransport], bool]) -> int:
+        """End connections, for the protocol above to do in its own way.
+
+        :param unwanted: whether a connection is to end.
+        :return: how many are.
+        """
+        ending = [each.wrappedProtocol for each in self.protocols if unwanted(each)]
+        for protocol in ending:
+            protocol.send_away()
+        return len(ending)

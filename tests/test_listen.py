@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from artifactserver.access import Caller, Right
-from artifactserver.listen import PortFactory, not_found_site
+from artifactserver.listen import SEND_AWAY_SECONDS, PortFactory, not_found_site
 from tests.callers import NOBODY, PULLER, PUSHER
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -128,6 +128,21 @@ class ChoiceTests(SynchronousTestCase):
             self.assertFalse(transport.aborted)
             self.clock.advance(2)
             self.assertTrue(transport.aborted)
+
+    def test_send_away(self) -> None:
+        """A connection is ended in the way of what was chosen; if nothing was yet, it is cut off."""
+        protocol: Any
+        protocol, transport = self.connect()
+        protocol.send_away()
+        self.assertTrue(transport.aborted)
+        for first, chosen in ((PREFACE, self.http2), (b"GET", self.http1)):
+            protocol, transport = self.connect()
+            protocol.dataReceived(first)
+            protocol.send_away()
+            self.assertTrue(transport.aborted)
+            chosen.built[-1].send_away = lambda: None  # type: ignore[attr-defined]
+            protocol, transport = self.connect()
+            self.assertFalse(transport.aborted)
 
     def test_no_more_connections(self) -> None:
         """A protocol that takes nobody in lets the connection be closed."""
@@ -259,6 +274,21 @@ class NotFoundTests(SynchronousTestCase):
         )
         self.assertTrue(answer.startswith(b"HTTP/1.1 403 "), answer)
         self.assertTrue(transport.disconnecting)
+
+    def test_send_away(self) -> None:
+        """Who is sent away is closed at once, in the middle of a request too, and cut off if they do not notice."""
+        for said in (b"", b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nabc"):
+            _, transport = self.talk(said)
+            transport.clear()
+            self.protocol.send_away()
+            self.protocol.send_away()
+            self.assertTrue(transport.disconnecting)
+            self.protocol.dataReceived(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            self.assertEqual(transport.value(), b"")
+            self.assertFalse(transport.aborted)
+            self.clock.advance(SEND_AWAY_SECONDS)
+            self.assertTrue(transport.aborted)
+            self.protocol.connectionLost(Failure(ConnectionDone()))
 
     def test_each_connection(self) -> None:
         """Each connection has a caller of its own."""

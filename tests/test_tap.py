@@ -25,7 +25,6 @@ import artifactserver
 from artifactserver import process, sockets, tap, token_file
 from artifactserver.options import Options
 from artifactserver.sockets import CannotListen, open_sockets
-from artifactserver.tls import server_tls
 from artifactserver.tokens import HEADING
 from tests.certificates import certificate, server_certificate
 from tests.processes import TWISTD, Finished, Server, environment, free_port, run
@@ -429,25 +428,35 @@ class BuildTests(SynchronousTestCase):
             ]
             self.assertEqual([protocol is not None for protocol in came], [True, True, False, False, True])
 
+    def test_renewed_for_the_public_port(self) -> None:
+        """What changes in the files of TLS is attended to where the main port is in clear text and another one not."""
+        files = server_certificate().write(self.place)
+        tls = ("--server-key", str(files.key), "--server-cert", str(files.certificate))
+        ports = ("--listen", "main,clear=tcp:0", "--public-port", "0")
+        service = tap.build(parse(*ports, *tls, str(self.place / "repo")), MemoryReactorClock(), time.time)
+        self.addCleanup(service.stopService)
+        renewed = server_certificate(expired=True)
+        files.key.write_bytes(renewed.key_pem)
+        files.certificate.write_bytes(renewed.pem)
+        with capturedLogs() as events:
+            for _ in range(5):
+                service._watch()
+        self.assertEqual([str(event.get("doubt"))[:15] for event in events], ["None", "the certificate"])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_strangers(self) -> None:
         """Whoever is turned away for their certificate is in the log, but not thousands of them."""
         files = server_certificate().write(self.place)
-        made = []
-
-        def remember(*arguments: Any) -> Any:
-            made.append(server_tls(*arguments))
-            return made[-1]
-
-        self.patch(tap, "server_tls", remember)
         tls = ("--server-key", str(files.key), "--server-cert", str(files.certificate))
         ports = ("--port", "0", "--public-port", "0")
         service = tap.build(parse(*ports, *tls, str(self.place / "repo")), MemoryReactorClock(), time.time)
         self.addCleanup(service.stopService)
-        self.assertEqual(len(made), 2)
-        for each in made:
+        self.assertEqual(len(service.entrances), 2)
+        for entrance in service.entrances:
+            assert entrance.tls is not None
             with capturedLogs() as events:
                 for number in range(1000):
-                    each.complain("{peer} was turned away", peer=number)
+                    entrance.tls.complain("{peer} was turned away", peer=number)
             self.assertTrue(1 < len(events) < 50, len(events))
 
     def test_chroot(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
-from twisted.logger import Logger, globalLogPublisher
+from twisted.logger import Logger, LogLevel, globalLogPublisher
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport, IOPump
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from artifactserver import alerts
 from artifactserver.complaints import Complaints
 from artifactserver.tls import ServerTls, TlsProblem, identity_of, server_tls
 from tests.certificates import Certificate, certificate, server_certificate
@@ -218,11 +221,14 @@ class ClientCertificateTests(_Files):
         server = self.serve(required=False)
         self.assertTrue(Meeting(server, Client()).works)
         self.kept_out(server, Client(ALICE))
+        server.say_doubts(time.time())
         self.assertTrue(any("no client can show a certificate" in str(event.get("what")) for event in self.events))
 
     def test_empty_bundle(self) -> None:
         """With an empty bundle nobody gets in, and the log says why."""
-        self.kept_out(self.serve(), Client(ALICE))
+        server = self.serve()
+        self.kept_out(server, Client(ALICE))
+        server.say_doubts(time.time())
         self.assertTrue(any("no client can connect" in str(event.get("what")) for event in self.events))
 
     def test_without_extensions(self) -> None:
@@ -271,6 +277,34 @@ class ClientCertificateTests(_Files):
         root, forged = certificate("root"), certificate("root")
         self.kept_out(self.serve(root), Client(certificate("x", issuer=forged), [forged]))
         self.kept_out(self.serve(root), Client(certificate("x", issuer=forged)))
+
+    def test_alerts(self) -> None:
+        """Who is turned away is told why, as far as TLS has a word for it, whatever chain they show."""
+        root, old = certificate("root"), certificate(expired=True)
+        signed = certificate("x", issuer=root)
+        server = self.serve(ALICE, old)
+        for shows, chain, alert in (
+            (old, (), "certificate expired"),
+            (MALLORY, (), "unknown ca"),
+            (signed, (), "unknown ca"),
+            (signed, (root,), "unknown ca"),
+            (certificate("x", issuer=ALICE, expired=True), (), "certificate expired"),
+        ):
+            for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+                meeting = Meeting(server, Client(shows, chain, versions=(version, version)))
+                assert meeting.client.lost is not None
+                self.assertIn(alert, str(meeting.client.lost.value))
+
+    def test_without_alerts(self) -> None:
+        """With a pyOpenSSL that is made otherwise inside, those who are to be kept out still are, and others get in."""
+
+        class Nothing:
+            pass
+
+        self.patch(alerts, "SSL", Nothing)
+        server = self.serve(ALICE)
+        self.kept_out(server, Client(MALLORY))
+        self.gets_in(server, Client(ALICE), ALICE)
 
     def test_log(self) -> None:
         """Who is turned away is in the log, with what to compare."""
@@ -446,9 +480,42 @@ class FileTests(_Files):
             *(self.key, self.cert, self.file("bundle", ALICE.pem, BOB.pem[:-30])),
         )
 
+    def test_something_else_in_a_bundle(self) -> None:
+        """A bundle with garbage in it, or half of something: the line is named, and what to do."""
+        lines = ALICE.pem.count(b"\n") + 1
+        headless = BOB.pem.split(b"\n", 1)[1]
+        for pattern, garbage in (
+            (f"what stands at line {lines} of .*bundle is neither a certificate nor text", b"\x30\x82\x03\x04\0\1"),
+            (f"what stands at line {lines} of .*bundle is neither", headless),
+            (f"what stands at line {lines} of .*bundle is neither", BOB.pem[1:]),
+            (f"what stands at line {lines + 1} of .*bundle is neither", b"\n" + headless[:70]),
+            (f"the certificate that ends at line {lines} of .*bundle has no beginning", b"-----END CERTIFICATE-----\n"),
+            (f"the certificate at line {lines} of .*bundle has no end", BOB.pem[:-30] + BOB.pem),
+            (f"holds a certificate request at line {lines}", BOB.pem.replace(b"CERTIFICATE", b"CERTIFICATE REQUEST")),
+            (
+                f"at line {lines} of .*bundle is in a form of OpenSSL's own: .*openssl x509",
+                BOB.pem.replace(b"CERTIFICATE", b"TRUSTED CERTIFICATE"),
+            ),
+        ):
+            self.refused(pattern, self.key, self.cert, self.file("bundle", ALICE.pem, garbage))
+            self.refused(pattern, self.key, self.cert, self.file("bundle", ALICE.pem, garbage, BOB.pem))
+
+    def test_without_a_line_end(self) -> None:
+        """A certificate that was appended to one without an end of line at its end is as good as any."""
+        server = server_tls(self.key, self.cert, self.file("bundle", ALICE.pem.strip(), BOB.pem.strip()))
+        self.assertTrue(Meeting(server, Client(BOB)).works)
+
+    def test_large_bundle(self) -> None:
+        """A bundle with very many certificates is read in one go through it."""
+        bundle = self.file("bundle", *[b"# somebody\n" + ALICE.pem] * 3000, b"-----BEGIN CERTIFICATE-----\n")
+        began = time.monotonic()
+        self.refused(f"line {3000 * (ALICE.pem.count(b'%c' % 10) + 1) + 1} of", self.key, self.cert, bundle)
+        self.assertLess(time.monotonic() - began, 3)
+
     def test_text_in_a_bundle(self) -> None:
         """What ``openssl x509 -text`` writes between certificates is no harm."""
-        bundle = self.file("bundle", b"alice's\n", ALICE.pem, b"\r\nCertificate:\n  Data: ...\n", BOB.pem)
+        text = b"\r\nCertificate:\n  Data: ...\n# ----- Bj\xf6rn's -----\n"
+        bundle = self.file("bundle", b"alice's\n", ALICE.pem, text, BOB.pem)
         server = server_tls(self.key, self.cert, bundle)
         self.assertTrue(Meeting(server, Client(BOB)).works)
 
@@ -458,6 +525,67 @@ class FileTests(_Files):
 
         self.refused("does not belong to", self.file("x.key", _pem(x25519.X25519PrivateKey.generate())), self.cert)
         self.refused("does not belong to", self.file("e.key", _pem(ed25519.Ed25519PrivateKey.generate())), self.cert)
+
+
+class DoubtTests(_Files):
+    """What does not stop a server is said when it starts."""
+
+    def said(self, server: ServerTls, now: float | None = None) -> list[str]:
+        self.events.clear()
+        server.say_doubts(time.time() if now is None else now)
+        self.assertEqual({event["log_level"] for event in self.events} - {LogLevel.warn}, set())
+        return [str(event["doubt"]) for event in self.events]
+
+    def test_none(self) -> None:
+        """Files as they should be give no reason to."""
+        self.assertEqual(self.said(self.serve(ALICE)), [])
+
+    def test_time(self) -> None:
+        """A certificate of the server that has expired or is not valid yet, by name and day."""
+        server = self.serve(ALICE)
+        end = SERVER.certificate.not_valid_after_utc
+        (doubt,) = self.said(server, end.timestamp() + 1)
+        self.assertRegex(doubt, rf"^the certificate in \S+\.crt has expired on {end:%Y-%m-%d}: put")
+        (doubt,) = self.said(server, SERVER.certificate.not_valid_before_utc.timestamp() - 1)
+        self.assertRegex(doubt, r"^the certificate in \S+\.crt is not valid before")
+        self.assertTrue(Meeting(self.serve(server=server_certificate(expired=True), open_to_all=True), Client()).works)
+
+    def test_chain(self) -> None:
+        """The same of the authorities that are sent along."""
+        root = certificate("root", expired=True)
+        own = server_certificate(issuer=root)
+        server = server_tls(own.write(self.place).key, self.file("chain.crt", own.pem, root.pem), None)
+        (doubt,) = self.said(server)
+        self.assertRegex(doubt, r"^certificate number 2 in \S+chain\.crt has expired")
+
+    def test_readable_key(self) -> None:
+        """A key that others can read; but a group may, by which a server reads a key that is not its own."""
+        files = SERVER.write(self.place)
+        server = server_tls(files.key, files.certificate, None)
+        us = os.geteuid()
+        for mode, user, doubtful in (
+            (0o600, us, False),
+            (0o400, us, False),
+            (0o644, us, True),
+            (0o604, us + 1, True),
+            (0o640, us, us != 0),
+            (0o640, us + 1, False),
+        ):
+            files.key.chmod(mode)
+            self.patch(os, "geteuid", lambda user=user: user)
+            told = self.said(server)
+            self.assertEqual(bool(told), doubtful, (oct(mode), user))
+            for doubt in told:
+                self.assertIn(f"others can read the private key in {files.key}: ", doubt)
+
+    def test_shared_key(self) -> None:
+        """A group that may read a key which is the server's own is others as well."""
+        files = SERVER.write(self.place)
+        os.chown(files.key, 12345, -1) if os.geteuid() == 0 else None
+        files.key.chmod(0o640)
+        server = server_tls(files.key, files.certificate, None)
+        self.patch(os, "geteuid", lambda: files.key.stat().st_uid)
+        self.assertEqual(len(self.said(server)), 1)
 
 
 def _pem(key: Any) -> bytes:

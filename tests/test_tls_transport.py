@@ -152,6 +152,11 @@ class TlsTransportTests(SynchronousTestCase):
         self.assertEqual(called[:2], ["_write", "_flushReceiveBIO"])
         self.assertIn("_flushSendBIO", called)
 
+        factory = line.server.factory
+        self.assertEqual(list(factory.protocols), [line.server])
+        line.server.connectionLost(Failure(connectionDone.value))
+        self.assertEqual(list(factory.protocols), [])
+
     def test_one_write(self) -> None:
         """What is written at once, small or large, is sent at once, and arrives as it was."""
         for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
@@ -273,6 +278,35 @@ class TlsTransportTests(SynchronousTestCase):
         line.server.unregisterProducer()
         line.to_client()
         self.assertEqual(line.client.read(1), b"")
+
+
+class SendAwayTests(SynchronousTestCase):
+    """Connections that are ended because of who they are."""
+
+    def test_some(self) -> None:
+        """Those that are meant are told, and no others."""
+        place = Path(self.mktemp()).absolute()
+        place.mkdir()
+        files = server_certificate().write(place)
+        told: list[int] = []
+
+        class Leaving(Protocol):
+            def __init__(self, number: int) -> None:
+                self.number = number
+
+            def send_away(self) -> None:
+                told.append(self.number)
+
+        numbers = iter(range(9))
+        factory = TlsFactory(
+            server_tls(files.key, files.certificate, None), Factory.forProtocol(lambda: Leaving(next(numbers))), Clock()
+        )
+        servers: list[Any] = [factory.buildProtocol(None) for _ in range(5)]
+        for server in servers:
+            server.makeConnection(StringTransport())
+        servers[3].connectionLost(Failure(connectionDone.value))
+        self.assertEqual(factory.send_away(lambda transport: transport in servers[1:4]), 2)
+        self.assertEqual(sorted(told), [1, 2])
 
 
 class _Talker(Protocol):

@@ -263,6 +263,24 @@ class CancellationTests(SynchronousTestCase):
         self.assertEqual(self.wire.echo.calls, [])
         self.assertEqual(self.wire.frames(), [])
 
+    def test_sent_away(self) -> None:
+        """So it is when its client has lost the right to be here, who is told so, and hears nothing more."""
+        self.wire.call(1, "Unary", b"")
+        with capturedLogs() as events:
+            self.wire.protocol.send_away()
+            self.wire.protocol.send_away()
+        self.assertEqual((len(self.cancelled), events), (1, []))
+        (goaway,) = self.wire.frames()
+        self.assertEqual((goaway.kind, goaway.code), (wire.GOAWAY, ErrorCode.NO_ERROR))
+        self.assertTrue(goaway.payload.endswith(b"withdrawn"))
+        self.assertTrue(self.wire.transport.disconnecting)
+        self.wire.call(3, "Unary", b"")
+        self.assertEqual((self.wire.frames(), len(self.wire.echo.calls)), ([], 1))
+        self.wire.clock.advance(self.wire.factory.limits.close_seconds)
+        self.assertTrue(self.wire.transport.disconnected)
+        self.wire.lost()
+        self.assertEqual(self.wire.clock.getDelayedCalls(), [])
+
     def test_deadline(self) -> None:
         """When the deadline passes, the client is told and the handler cancelled."""
         self.wire.call(1, "Unary", b"", grpc_timeout="1500m")

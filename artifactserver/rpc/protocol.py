@@ -369,6 +369,16 @@ class GrpcProtocol(Protocol):
         self._goaway_timer = self.clock.callLater(_GOAWAY_SECONDS, self._goaway)
         self.flush()
 
+    def send_away(self) -> None:
+        """End the connection at once, and what is under way on it: its client has lost the right to be here."""
+        if self._closing:
+            return
+        for event in self.engine.fail(ConnectionFault(ErrorCode.NO_ERROR, "what vouched for you has been withdrawn")):
+            # The connection has not failed, which would be the client's fault; but its calls are over.
+            if isinstance(event, StreamReset):
+                self._rare(event)
+        self._close()
+
     def _goaway(self) -> None:
         timer, self._goaway_timer = self._goaway_timer, None
         if timer is not None and timer.active():
