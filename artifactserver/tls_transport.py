@@ -24,8 +24,12 @@ from typing import Any
 from OpenSSL import SSL
 from OpenSSL.SSL import Error, WantReadError, ZeroReturnError
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IProtocolFactory, IReactorTime, ITransport
+from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
+
+from artifactserver.clear_text import BAD_REQUEST, Spoken, spoken
+from artifactserver.complaints import Complaints
 
 #: The most that one record carries (RFC 8446, section 5.1).
 RECORD_BYTES = 16 * 1024
@@ -62,8 +66,17 @@ def _runs(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield small[0] if len(small) == 1 else b"".join(small)
 
 
+#: Seconds between two log lines about clients that do not speak TLS.
+_COMPLAINT_SECONDS = 60.0
+
+
 class TlsTransport(TLSMemoryBIOProtocol):
     """The server's end of one TLS connection."""
+
+    factory: TlsFactory
+
+    # What has come until it is seen whether it is TLS; `None` from then on.
+    _first: bytes | None = b""
 
     def _flushSendBIO(self) -> None:
         """Send what OpenSSL has ready."""
@@ -136,6 +149,10 @@ class TlsTransport(TLSMemoryBIOProtocol):
         self._send(end)
 
     def dataReceived(self, data: bytes) -> None:
+        if self._first is not None:
+            data = self._begin(data)
+            if not data:
+                return
         if not self._handshakeDone or self._appSendBuffer or len(data) <= SLICE_BYTES:
             super().dataReceived(data)
             return
@@ -150,6 +167,27 @@ class TlsTransport(TLSMemoryBIOProtocol):
                 if end is not None:
                     break
         self._deliver(pieces, end)
+
+    def _begin(self, data: bytes) -> bytes:
+        """Keep the first bytes back until they are seen to be TLS; what is to be taken as such then."""
+        if self._lostTLSConnection:
+            return b""
+        assert self._first is not None
+        data = self._first + data
+        speaks = spoken(data)
+        if speaks is Spoken.OTHER:
+            self._first = None
+            return data
+        if speaks is Spoken.UNCLEAR:
+            self._first = data
+            return b""
+        self._first = b""
+        self.factory.complain_of_clear_text(self)
+        if speaks is Spoken.HTTP1:
+            assert self.transport is not None
+            self.transport.write(BAD_REQUEST)
+        self._tlsShutdownFinished(None)
+        return b""
 
     def _tlsShutdownFinished(self, reason: Failure | None) -> None:
         # A transport that has paused a producer waits for it, and this one has nothing more to say.
@@ -199,9 +237,11 @@ class TlsFactory(TLSMemoryBIOFactory):
     """Puts the server's end of TLS between a port and ``factory``."""
 
     protocol = TlsTransport
+    _log = Logger()
 
     def __init__(self, tls: IOpenSSLServerConnectionCreator, factory: IProtocolFactory, clock: IReactorTime) -> None:
         super().__init__(tls, False, factory, clock)
+        self._complaints = Complaints(self._log, clock, 1 / _COMPLAINT_SECONDS, 1)
 
     def send_away(self, unwanted: Callable[[ITransport], bool]) -> int:
         """End connections, for the protocol above to do in its own way.
@@ -213,3 +253,10 @@ class TlsFactory(TLSMemoryBIOFactory):
         for protocol in ending:
             protocol.send_away()
         return len(ending)
+
+    def complain_of_clear_text(self, transport: ITransport) -> None:
+        """Say, once in a while, that a client does without TLS where there is some."""
+        self._complaints.say(
+            "{peer} spoke HTTP in clear text on a port that speaks TLS: it should use https:// or grpcs://",
+            peer=getattr(transport.getPeer(), "host", "").removeprefix("::ffff:"),
+        )

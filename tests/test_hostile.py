@@ -7,6 +7,7 @@ the log has no more than so many lines.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import random
@@ -402,16 +403,28 @@ class TlsTests(AttackTestCase):
     def test_handshakes(self) -> None:
         """Who does not come to the end of the handshake, or says nothing after it, is let go after a time."""
         hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
-        with self.attack(lines=0):
-            attackers = [self.connect(beginning) for beginning in (b"", hello[:3], hello) for _ in range(100)]
+        context = ssl.create_default_context()
+        offer = ssl.MemoryBIO()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            context.wrap_bio(ssl.MemoryBIO(), offer, server_hostname="localhost").do_handshake()
+        # With the whole of it the server has said all that it can before it hears more.
+        whole_hello = offer.read()
+        with self.attack(lines=1):
+            beginnings = (b"", hello[:3], hello, whole_hello)
+            attackers = [self.connect(beginning) for beginning in beginnings for _ in range(100)]
             silent = [self.connect_tls() for _ in range(20)]
             for number in range(60):
                 cut_off(self.connect(hello if number % 2 else b""))
-                wrong = self.connect(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" if number % 2 else HELLO)
-                self.assertEqual([each.kind for each in wrong.heard()], [])
+                if number % 2:
+                    answer = self.connect(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").socket.recv(1000)
+                    self.assertTrue(answer.startswith(b"HTTP/1.1 400 "), answer)
+                else:
+                    self.assertEqual(self.connect(HELLO).heard(), [])
             began = time.monotonic()
             for attacker in (*attackers, *silent):
-                self.assertEqual(attacker.heard(), [])
+                with contextlib.suppress(ConnectionResetError):
+                    while attacker.socket.recv(65536):
+                        pass
             self.assertLess(time.monotonic() - began, 5 * SAY_SECONDS)
 
     def test_floods(self) -> None:

@@ -37,7 +37,8 @@ MAY_IMPORT = {
         "artifactserver.unix_sockets",
     ),
     "artifactserver.accepted": (),
-    "artifactserver.tls_transport": (),
+    "artifactserver.tls_transport": ("artifactserver.clear_text", "artifactserver.complaints"),
+    "artifactserver.clear_text": (),
     "artifactserver.tls": (
         "artifactserver.alerts",
         "artifactserver.bundle",

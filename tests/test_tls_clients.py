@@ -146,6 +146,17 @@ class WhoTests(_Running):
                 self.assertRegex(said, why)
             self.assertFalse(self.grpcio(stranger))
 
+    def test_without_tls(self) -> None:
+        """Who does without TLS does not get in; HTTP/1.1 is told so, and the log has a line."""
+        self.serve(ALICE)
+        door = Door(self.server.port)
+        self.addCleanup(door.close)
+        status, text = door.ask("GET")
+        self.assertEqual(status, 400)
+        self.assertIn("https://", text)
+        self.assertIs(door.call(CAPABILITIES)[0], grpc.StatusCode.UNAVAILABLE)
+        self.assertEqual(self.server.said().count("spoke HTTP in clear text"), 1)
+
 
 class ChangeTests(_Running):
     """What changes while the server runs."""

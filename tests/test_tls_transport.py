@@ -17,6 +17,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -278,6 +279,79 @@ class TlsTransportTests(SynchronousTestCase):
         line.server.unregisterProducer()
         line.to_client()
         self.assertEqual(line.client.read(1), b"")
+
+
+class ClearTextTests(SynchronousTestCase):
+    """A client that does without TLS."""
+
+    def setUp(self) -> None:
+        place = Path(self.mktemp()).absolute()
+        place.mkdir()
+        files = server_certificate().write(place)
+        self.clock = Clock()
+        self.kept = _Kept()
+        self.factory = TlsFactory(
+            server_tls(files.key, files.certificate, None), Factory.forProtocol(lambda: self.kept), self.clock
+        )
+
+    def connect(self, *pieces: bytes) -> StringTransport:
+        server: Any = self.factory.buildProtocol(None)
+        transport = StringTransport()
+        server.makeConnection(transport)
+        for piece in pieces:
+            server.dataReceived(piece)
+        self.server = server
+        return transport
+
+    def test_http1(self) -> None:
+        """HTTP/1.1 is answered with 400 and a word about TLS, however it is cut and whatever its method is."""
+        for request in (
+            b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
+            b"PUT /x HTTP/1.1\r\n\r\n" + bytes(100_000),
+            b"PROPFIND ",
+        ):
+            for step in (1, 3, len(request)):
+                transport = self.connect(*[request[at : at + step] for at in range(0, min(len(request), 200), step)])
+                head, _, body = transport.value().partition(b"\r\n\r\n")
+                self.assertTrue(head.startswith(b"HTTP/1.1 400 Bad Request\r\n"), head)
+                self.assertIn(b"\r\nContent-Length: %d" % len(body), head)
+                self.assertIn(b"https://", body)
+                self.assertTrue(transport.disconnecting)
+                self.server.connectionLost(Failure(connectionDone.value))
+        self.assertEqual(self.kept.pieces, [])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_http2(self) -> None:
+        """HTTP/2 is closed without an answer, which its clients would take for a good one."""
+        preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        for step in (1, len(preface)):
+            transport = self.connect(*[preface[at : at + step] for at in range(0, len(preface), step)])
+            self.assertEqual(transport.value(), b"")
+            self.assertTrue(transport.disconnecting)
+
+    def test_something_else(self) -> None:
+        """What is neither is refused by TLS, without an answer that its client could take for one."""
+        for said in (b"SSH-2.0-OpenSSH_9\r\n", b"\0\0\0\0\0\0", b"get / http/1.1\r\n", b"A" * 30):
+            transport = self.connect(said)
+            self.assertIn(transport.value()[:1], (b"", b"\x15"), said)
+            self.assertTrue(transport.disconnecting)
+
+    def test_undecided(self) -> None:
+        """What may yet become one of them is waited for."""
+        for said in (b"P", b"PRI * HT", b"GET"):
+            transport = self.connect(said)
+            self.assertEqual((transport.value(), transport.disconnecting), (b"", False))
+
+    def test_log(self) -> None:
+        """The log says who did so, and what to do; a thousand of them within a minute are one line."""
+        with capturedLogs() as events:
+            for number in range(1000):
+                self.connect((b"GET / HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n")[number % 2])
+            self.clock.advance(61)
+            self.connect(b"GET / HTTP/1.1\r\n")
+        self.assertEqual([event.get("unsaid") for event in events], [None, 999])
+        self.assertEqual(events[0]["peer"], "192.168.1.1")
+        self.assertIn("a port that speaks TLS: it should use https://", events[0]["log_format"])
 
 
 class SendAwayTests(SynchronousTestCase):
