@@ -44,6 +44,13 @@ _CLIENT_HELLO = b"\x16\x03"
 #: Seconds until a connection must have shown what it speaks, the TLS handshake included.
 CHOICE_SECONDS = 30.0
 
+#: Connections at one port that have not shown yet what they speak.  It takes honest clients two or three round trips,
+#: and no processor core can shake hands with so many in that time.
+MOST_UNDECIDED = 1024
+
+#: The share of all connections that these may be, where there are few.
+UNDECIDED_SHARE = 0.5
+
 #: Of HTTP/1.1, bytes of one line of a request's head, and of all lines together.
 LINE_BYTES = 16 * 1024
 HEAD_BYTES = 16 * 1024
@@ -59,6 +66,11 @@ SEND_AWAY_SECONDS = 1.0
 
 #: Seconds between two log lines about clients that got the kind of port wrong.
 _COMPLAINT_SECONDS = 60.0
+
+
+def most_undecided(connections: int) -> int:
+    """How many connections may be undecided at one port, if there may be so many connections in all."""
+    return min(MOST_UNDECIDED, int(connections * UNDECIDED_SHARE))
 
 
 @runtime_checkable
@@ -80,6 +92,7 @@ class _Chooser(Protocol):
         self._timer: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
+        self.factory.enter(self)
         self._timer = self.factory.clock.callLater(self.factory.timeout, self._too_late)
 
     def dataReceived(self, data: bytes) -> None:
@@ -115,11 +128,17 @@ class _Chooser(Protocol):
         chosen.dataReceived(received)
 
     def _is_decided(self) -> None:
+        self.factory.leave(self)
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
     def _too_late(self) -> None:
         self.transport.abortConnection()  # type: ignore[union-attr]
+
+    def give_way(self) -> None:
+        """End, for others to be let in."""
+        self._is_decided()
+        self._too_late()
 
     def send_away(self) -> None:
         """End the connection, in the way of what was chosen: its client may not be here any more."""
@@ -137,6 +156,7 @@ class PortFactory(Factory):
     :param http1: serves all others.
     :param clock: the reactor, or what stands for it in a test.
     :param timeout: seconds until a connection must have shown what it speaks, the TLS handshake included.
+    :param most_undecided: connections at once that have not; with one more, the one that has taken longest has to go.
     """
 
     noisy = False
@@ -148,12 +168,17 @@ class PortFactory(Factory):
         http1: IProtocolFactory,
         clock: IReactorTime,
         timeout: float = CHOICE_SECONDS,
+        most_undecided: int = MOST_UNDECIDED,
     ) -> None:
         self.http2 = http2
         self.http1 = http1
         self.clock = clock
         self.timeout = timeout
+        self._most_undecided = most_undecided
+        # In the order in which they came.
+        self._undecided: dict[_Chooser, None] = {}
         self._complaints = Complaints(self._log, clock, 1 / _COMPLAINT_SECONDS, 1)
+        self._crowds = Complaints(self._log, clock, 1 / _COMPLAINT_SECONDS, 1)
 
     def startFactory(self) -> None:
         self.http2.doStart()
@@ -169,6 +194,24 @@ class PortFactory(Factory):
     def acceptableProtocols(self) -> list[bytes]:
         """For ALPN, best first: browsers and curl offer both and get HTTP/1.1; gRPC clients offer ``h2`` alone."""
         return [b"http/1.1", b"h2"]
+
+    def enter(self, undecided: _Chooser) -> None:
+        """Count a connection that has not shown yet what it speaks; `leave` has to follow."""
+        self._undecided[undecided] = None
+        if len(self._undecided) > self._most_undecided:
+            # Not the new one: those who stall could keep everybody else out.
+            slowest = next(iter(self._undecided))
+            self._crowds.say(
+                "a connection from {peer} was cut off: {most} at once that have not shown yet what they speak are the "
+                "most",
+                peer=_host_of(slowest.transport),
+                most=self._most_undecided,
+            )
+            slowest.give_way()
+
+    def leave(self, decided: _Chooser) -> None:
+        """A connection has shown what it speaks, or is gone."""
+        self._undecided.pop(decided, None)
 
     def complain_of_tls(self, transport: ITransport | None) -> None:
         """Say, once in a while, that a client expects TLS where there is none."""

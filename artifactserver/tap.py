@@ -34,7 +34,7 @@ from artifactserver.attempts import Attempts
 from artifactserver.authentication import Authentication
 from artifactserver.complaints import Complaints
 from artifactserver.endpoints import open_endpoint
-from artifactserver.listen import PortFactory, not_found_site
+from artifactserver.listen import PortFactory, most_undecided, not_found_site
 from artifactserver.options import Options
 from artifactserver.rpc.dispatch import Dispatcher
 from artifactserver.rpc.transport import GrpcFactory
@@ -141,7 +141,9 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
     for entrance in entrances:
         caller_of = entrance.caller_of
         site = not_found_site(caller_of, reactor, authentication)
-        port: IProtocolFactory = PortFactory(grpc.at(caller_of), site, reactor)
+        port: IProtocolFactory = PortFactory(
+            grpc.at(caller_of), site, reactor, most_undecided=most_undecided(connections)
+        )
         if entrance.tls is not None:
             entrance.tls.complain = Complaints(ServerTls._log, reactor).say
             port = entrance.tls_port = TlsFactory(entrance.tls, port, reactor)

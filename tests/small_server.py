@@ -32,6 +32,9 @@ LIMITS = Limits(
     close_seconds=1.0,
 )
 
+#: Connections at once that have not shown what they speak.
+UNDECIDED = 600
+
 #: Connections at once: in all, and from one address.
 CONNECTIONS = 2200
 PER_ADDRESS = 1100
@@ -43,6 +46,7 @@ def main() -> None:
 
     admission.MOST_CONNECTIONS = CONNECTIONS
     listen.HEAD_SECONDS = SAY_SECONDS
+    listen.MOST_UNDECIDED = UNDECIDED
     tap.TIDY_SECONDS = 0.5
     pace.FREE_SECONDS = 1
     pace.SLOWEST_PACE = 64 * 1024

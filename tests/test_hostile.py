@@ -26,7 +26,7 @@ from artifactserver.store.digest import Digest
 from tests import http2_peer as wire
 from tests.attacks import HELLO, READ_BLOB, Attacker, AttackTestCase, call, ends_call, head, wait_until
 from tests.http2_peer import frame, message, settings, window_update
-from tests.small_server import LIMITS, PER_ADDRESS, SAY_SECONDS
+from tests.small_server import LIMITS, PER_ADDRESS, SAY_SECONDS, UNDECIDED
 
 CALM = ErrorCode.ENHANCE_YOUR_CALM
 EMPTY = reapi.GetCapabilitiesRequest()
@@ -427,6 +427,17 @@ class TlsTests(AttackTestCase):
                         pass
             self.assertLess(time.monotonic() - began, 5 * SAY_SECONDS)
 
+    def test_stalled_crowd(self) -> None:
+        """Very many who do not come to the end of the handshake have to make room for those who do."""
+        with self.attack(lines=2):
+            stalled = [self.connect(beginning) for beginning in (b"", b"\x16\x03\x01\x02\x00") * (UNDECIDED * 2 // 3)]
+            newcomer = self.connect_tls()
+            newcomer.send(HELLO, call(1, "GetCapabilities", EMPTY))
+            self.assertTrue(newcomer.heard(lambda each: each.stream == 1))
+            stalled[0].socket.settimeout(SAY_SECONDS / 2)
+            self.assertTrue(closed(stalled[0]))
+            self.assertIn(f"{UNDECIDED} at once that have not shown yet", self.server.said())
+
     def test_floods(self) -> None:
         """A connection that is sent away is really closed, with the reason, over TLS too."""
         with self.attack(lines=3):
@@ -443,6 +454,14 @@ class TlsTests(AttackTestCase):
                 attacker.send(OPEN_WINDOWS, *[call(number, "Read", READ_BLOB) for number in odd(1, 10)])
             wait_until(lambda: self.reads() > 0, "nothing is read")
             wait_until(lambda: self.reads() == 0, "it is still read")
+
+
+def closed(attacker: Attacker) -> bool:
+    """Whether the server has closed a connection on which it says nothing."""
+    try:
+        return not attacker.socket.recv(1)
+    except ConnectionResetError:
+        return True
 
 
 def odd(first: int, count: int) -> Iterator[int]:

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from artifactserver import listen
 from artifactserver.access import Caller, Right
 from artifactserver.listen import SEND_AWAY_SECONDS, PortFactory, not_found_site
 from tests.callers import NOBODY, PULLER, PUSHER
@@ -128,6 +129,34 @@ class ChoiceTests(SynchronousTestCase):
             self.assertFalse(transport.aborted)
             self.clock.advance(2)
             self.assertTrue(transport.aborted)
+
+    def test_too_many_undecided(self) -> None:
+        """When too many have not shown what they speak, the one that took longest has to go, and not the new one."""
+        self.port = PortFactory(self.http2, self.http1, self.clock, timeout=10, most_undecided=3)
+        silent = [self.connect() for _ in range(2)]
+        for _ in range(10):
+            protocol, _ = self.connect()
+            protocol.dataReceived(b"GET /")
+        gone, _ = self.connect()
+        gone.connectionLost()
+        with capturedLogs() as events:
+            for _ in range(3):
+                self.clock.advance(0.1)
+                silent.append(self.connect())
+        self.assertEqual([transport.aborted for _, transport in silent], [True, True, False, False, False])
+        self.assertEqual(len(events), 1)
+        self.assertEqual(events[0]["most"], 3)
+        self.clock.advance(10)
+        self.assertEqual([transport.aborted for _, transport in silent], [True] * 5)
+        self.assertEqual(len(self.port._undecided), 3)
+        for protocol, _ in silent:
+            protocol.connectionLost()
+        self.assertEqual(len(self.port._undecided), 0)
+
+    def test_most_undecided(self) -> None:
+        """Where there may be few connections, half of them may be undecided, so that the others get in."""
+        self.assertEqual(listen.most_undecided(100), 50)
+        self.assertEqual(listen.most_undecided(8192), listen.MOST_UNDECIDED)
 
     def test_send_away(self) -> None:
         """A connection is ended in the way of what was chosen; if nothing was yet, it is cut off."""
