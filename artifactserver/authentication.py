@@ -48,13 +48,19 @@ class Authentication:
     """What is shared by all connections.
 
     :param tokens: those that are good.
-    :ivar tokens: the same; assign others to replace them.
+    :ivar tokens: the same.
+    :ivar catch_up: called when a token is not found, to put others that have come since; says whether there are any.
     """
 
     def __init__(self, tokens: Tokens, attempts: Attempts) -> None:
         self.tokens = tokens
+        self.catch_up: Callable[[], bool] = lambda: False
         self.attempts = attempts
         self.relying: set[Visit] = set()
+
+    def replace(self, tokens: Tokens) -> None:
+        """Let others be good from now on."""
+        self.tokens = tokens
 
     def visit(self, caller: Caller, peer: IAddress, connection: object) -> Visit:
         """Begin to look after a connection; `Visit.leave` has to follow.
@@ -103,6 +109,12 @@ class Visit:
         :param authorization: the value of an ``authorization`` field.
         :return: the caller with what the token adds; `None` if it is not good, which has to lead to `refuse`.
         """
+        known = self._known(authorization)
+        if known is None and self._authentication.catch_up():
+            known = self._known(authorization)
+        return known
+
+    def _known(self, authorization: bytes) -> Caller | None:
         if self._tokens is not self._authentication.tokens:
             self._tokens = self._authentication.tokens
             self._callers.clear()

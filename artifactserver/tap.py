@@ -46,7 +46,7 @@ from artifactserver.store.local import LocalStore
 from artifactserver.store.repository import prepare
 from artifactserver.tls import ServerTls, TlsProblem, identity_of, server_tls
 from artifactserver.tls_transport import TlsFactory
-from artifactserver.tokens import TokenProblem, read_tokens
+from artifactserver.tokens import TokenProblem, Tokens, read_tokens
 from artifactserver.watched import Watched
 
 __all__ = ["Options", "makeService"]
@@ -109,10 +109,12 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
         ("main", True): main_clear,
         ("public", True): Entrance(public.policy),
     }
+    watched: list[Watched[Any]] = []
     authentication = None
     try:
         if options["tokens"] is not None:
-            authentication = Authentication(read_tokens(options["tokens"]), Attempts(reactor))
+            tokens, authentication = _watch_tokens(options["tokens"], reactor)
+            watched.append(tokens)
         if options["server-key"] is not None:
             files = options["server-key"], options["server-cert"]
             main.tls = server_tls(*files, options["client-certs"], required)
@@ -148,7 +150,6 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
             entrance.tls.complain = Complaints(ServerTls._log, reactor).say
             port = entrance.tls_port = TlsFactory(entrance.tls, port, reactor)
         entrance.factory = AdmittingFactory(port, admission, reactor)
-    watched: list[Watched[Any]] = []
     tls = main.tls
     if tls is not None:
         tls.say_doubts(now())
@@ -220,6 +221,24 @@ def _hold_to_certificates(tls: ServerTls, entrances: list[Entrance], now: float)
     """There is something new in the files of TLS: say what is doubtful about it, and end what it does not allow."""
     tls.say_doubts(now)
     _say_ended(sum(each.tls_port.send_away(tls.forgets) for each in entrances if each.tls_port is not None))
+
+
+def _watch_tokens(path: Path, reactor: Any) -> tuple[Watched[Tokens], Authentication]:
+    """Those who show a token that is in a file, now and later."""
+    tokens = Watched((path,), lambda: read_tokens(path), TokenProblem)
+    authentication = Authentication(tokens.value, Attempts(reactor))
+    authentication.catch_up = tokens.catch_up
+    tokens.taken = authentication.replace
+    tokens.settled = lambda _: _hold_to_tokens(authentication)
+    return tokens, authentication
+
+
+def _hold_to_tokens(authentication: Authentication) -> None:
+    """There is something new in the file of tokens: end what relies on those that are gone."""
+    forgotten = authentication.forgotten()
+    for connection in forgotten:
+        connection.send_away()
+    _say_ended(len(forgotten))
 
 
 def _say_ended(connections: int) -> None:

@@ -39,6 +39,7 @@ class Watched(Generic[T]):
     :param problem: what ``read`` raises if they cannot be used, with a sentence that names the file and the line.
     :param patience: looks until a version that cannot be used is complained of.
     :ivar value: what ``read`` gave for the newest version that can be used.
+    :ivar taken: called with each value that comes into force.
     :ivar settled: called with the value when it has changed and has settled.
     :raises problem: if the files cannot be used in the beginning.
     """
@@ -56,6 +57,7 @@ class Watched(Generic[T]):
         self._read = read
         self._problem = problem
         self._patience = patience
+        self.taken: Callable[[T], None] = lambda value: None
         self.settled: Callable[[T], None] = lambda value: None
         self._version = self._version_now()
         self._looks = 0
@@ -117,6 +119,7 @@ class Watched(Generic[T]):
             return
         self._unsettled = self._unsettled or self._looks < SETTLED_LOOKS or wrong is not None
         self.value = value
+        self.taken(value)
 
     def _names(self) -> str:
         return " or ".join(map(str, dict.fromkeys(self._paths)))

@@ -124,6 +124,26 @@ class VisitTests(SynchronousTestCase):
         assert caller is not None
         self.assertEqual(caller.rights, PULLING)
 
+    def test_catch_up(self) -> None:
+        """Before a token is refused, it is asked whether others have come since, and these are looked through."""
+        asked: list[bool] = []
+
+        def catch_up() -> bool:
+            asked.append(True)
+            if len(asked) == 2:
+                self.authentication.replace(Tokens([token("bob")]))
+            return len(asked) == 2
+
+        self.authentication.catch_up = catch_up
+        visit = self.visit()
+        self.assertIsNotNone(visit.caller(b"Bearer alice"))
+        self.assertEqual(asked, [])
+        self.assertIsNone(visit.caller(b"Bearer bob"))
+        self.assertIsNotNone(visit.caller(b"Bearer bob"))
+        self.assertEqual(len(asked), 2)
+        self.assertIsNone(visit.caller(b"Bearer alice"))
+        self.assertIsNotNone(visit.caller(b"Bearer bob"))
+
     def test_forgotten(self) -> None:
         """A connection is forgotten when a token that was shown on it is gone, or is another, or lets do less."""
         alice, ci = self.tokens.find(b"alice"), self.tokens.find(b"ci")

@@ -76,11 +76,13 @@ class WatchedTests(SynchronousTestCase):
 
     def test_append(self) -> None:
         """What is appended is there with the next look, and is told of once it has settled."""
+        taken: list[list[str]] = []
+        self.watched.taken = taken.append
         with self.path.open("a") as file:
             file.write("two\n")
         self.watched.look()
         self.assertEqual(self.watched.value, ["one", "two"])
-        self.assertEqual(self.settled, [])
+        self.assertEqual((taken, self.settled), ([["one", "two"]], []))
         self.settle()
         self.settle()
         self.assertEqual(self.settled, [["one", "two"]])
