@@ -32,8 +32,8 @@ from artifactserver.store import fsck, rebuild
 from artifactserver.store.fsck import Report
 from artifactserver.store.layout import RepositoryProblem
 from artifactserver.tap import Problem, build
-from artifactserver.token_commands import TokenOptions
-from artifactserver.tokens import TokenProblem
+from artifactserver.tokens.commands import TokenOptions
+from artifactserver.tokens.known import TokenProblem
 
 #: The levels of ``--log-level`` as bst-artifact-server calls them.
 LOG_LEVELS = {"warning": LogLevel.warn, "info": LogLevel.info, "trace": LogLevel.debug}

@@ -14,7 +14,7 @@ from twisted.python.usage import CompleteDirs, CompleteFiles, Completions, Usage
 
 from artifactserver.access import Source
 from artifactserver.command_line import CommandLine
-from artifactserver.endpoints import EndpointProblem, Listen, parse_all
+from artifactserver.ports.endpoints import EndpointProblem, Listen, parse_all
 
 #: Where ``twistd artifactserver`` listens if it is not told: where BuildStream's manual has a server to pull from.
 DEFAULT_PORT = 11001

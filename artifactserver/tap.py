@@ -7,12 +7,8 @@ fork (the index, threads, descriptors) opens in `startService`.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pwd
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,29 +21,29 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, ITransport
 from twisted.logger import Logger
-from twisted.python.util import switchUID
 
 from artifactserver import notify, process
 from artifactserver.access import PUSHING, Caller, Identity, PortPolicy, Source, main_port, public_port
-from artifactserver.admission import ADDRESS_SHARE, Admission, AdmittingFactory, most_connections
-from artifactserver.attempts import Attempts
-from artifactserver.authentication import Authentication
 from artifactserver.complaints import Complaints
-from artifactserver.endpoints import open_endpoint
-from artifactserver.listen import PortFactory, most_undecided, not_found_site
 from artifactserver.options import Options
+from artifactserver.ports.admission import ADDRESS_SHARE, Admission, AdmittingFactory, most_connections
+from artifactserver.ports.endpoints import open_endpoint
+from artifactserver.ports.listen import PortFactory, most_undecided
+from artifactserver.ports.sockets import CannotListen, address_of, adopt, close_sockets, open_sockets
+from artifactserver.preparing import owner_of, prepare_as_twistd
 from artifactserver.rpc.dispatch import Dispatcher
 from artifactserver.rpc.transport import GrpcFactory
 from artifactserver.services import register_all
 from artifactserver.services.health import Health
-from artifactserver.sockets import CannotListen, address_of, adopt, close_sockets, open_sockets
 from artifactserver.store.layout import RepositoryProblem
 from artifactserver.store.local import LocalStore
-from artifactserver.store.repository import prepare
-from artifactserver.tls import ServerTls, TlsProblem, identity_of, server_tls
-from artifactserver.tls_transport import TlsFactory
-from artifactserver.tokens import TokenProblem, Tokens, read_tokens
+from artifactserver.tls.server import ServerTls, TlsProblem, identity_of, server_tls
+from artifactserver.tls.transport import TlsFactory
+from artifactserver.tokens.attempts import Attempts
+from artifactserver.tokens.authentication import Authentication
+from artifactserver.tokens.known import TokenProblem, Tokens, read_tokens
 from artifactserver.watched import Watched
+from artifactserver.web.site import not_found_site
 
 __all__ = ["Options", "makeService"]
 
@@ -124,8 +120,8 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
         if options["public-port"] is not None:
             public.sockets += open_sockets(options["public-interface"], options["public-port"], "--public-port")
         for listen in options["listen"]:
-            doors[listen.role, listen.clear].sockets += open_endpoint(listen, _owner(parent))
-        _prepare(repo, parent)
+            doors[listen.role, listen.clear].sockets += open_endpoint(listen, owner_of(parent))
+        prepare_as_twistd(repo, parent)
     except (TlsProblem, TokenProblem, CannotListen, RepositoryProblem) as problem:
         for door in doors.values():
             close_sockets(door.sockets)
@@ -367,80 +363,3 @@ class ArtifactServer(Service):
             self._reactor.stop()
         except ReactorNotRunning:
             pass  # It is on its way.
-
-
-def _owner(parent: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Whose the files of unix sockets are to be, as user and group: the one that twistd changes to, if it does."""
-    uid, gid = parent.get("uid"), parent.get("gid")
-    if uid is None and gid is None:
-        return None
-    if uid is not None and gid is None:
-        with contextlib.suppress(KeyError):  # Whether it can be that user is seen when the repository is prepared.
-            gid = pwd.getpwuid(uid).pw_gid
-    return (-1 if uid is None else uid), (-1 if gid is None else gid)
-
-
-def _prepare(repo: Path, parent: Mapping[str, Any]) -> None:
-    """Make or check the repository as the process that will serve it: as its user, and with its umask.
-
-    :param parent: twistd's options, if there is a twistd.
-    :raises RepositoryProblem: if it cannot be used.
-    """
-    umask = parent.get("umask")
-    if umask is None and "nodaemon" in parent and not parent["nodaemon"]:
-        umask = 0o077
-    uid, gid = parent.get("uid"), parent.get("gid")
-    if uid is None and gid is None:
-        before = os.umask(umask) if umask is not None else None
-        try:
-            prepare(repo)
-        finally:
-            if before is not None:
-                os.umask(before)
-        return
-    problem = _in_child(lambda: _prepare_as(repo, uid, gid, umask))
-    if problem:
-        raise RepositoryProblem(problem)
-
-
-def _prepare_as(repo: Path, uid: int | None, gid: int | None, umask: int | None) -> str:
-    try:
-        if uid is not None and gid is None:
-            gid = pwd.getpwuid(uid).pw_gid
-        switchUID(uid, gid)
-    except (OSError, KeyError) as error:
-        return (
-            f"this user may not become --uid {uid} and --gid {gid} ({error}): start twistd as root, or leave them out"
-        )
-    if umask is not None:
-        os.umask(umask)
-    try:
-        prepare(repo)
-    except RepositoryProblem as error:
-        return str(error)
-    except Exception as error:  # Above all, parts of Python that this user cannot read.
-        return (
-            f"{repo} cannot be checked as the user of --uid ({type(error).__name__}: {error}): let that user read the "
-            "installation of Python and of artifactserver"
-        )
-    return ""
-
-
-def _in_child(function: Callable[[], str]) -> str:
-    """What ``function`` says in a process of its own, since a user given up does not come back."""
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            os.write(writing, function().encode("utf-8", "surrogateescape"))
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writing)
-    with open(reading, encoding="utf-8", errors="surrogateescape") as pipe:
-        said = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return said if said or not status else "the repository could not be checked: this is a fault of artifactserver"

@@ -9,11 +9,13 @@ import sys
 from functools import partial
 from typing import Any
 
-from artifactserver import admission, listen, tap
-from artifactserver.listen import PortFactory
+from artifactserver import tap
+from artifactserver.ports import admission, listen
+from artifactserver.ports.listen import PortFactory
 from artifactserver.rpc.http2 import Limits
 from artifactserver.rpc.transport import GrpcFactory
 from artifactserver.store import pace
+from artifactserver.web import site
 
 MiB = 1024 * 1024
 
@@ -45,7 +47,7 @@ def main() -> None:
     from twisted.scripts.twistd import run
 
     admission.MOST_CONNECTIONS = CONNECTIONS
-    listen.HEAD_SECONDS = SAY_SECONDS
+    site.HEAD_SECONDS = SAY_SECONDS
     listen.MOST_UNDECIDED = UNDECIDED
     tap.TIDY_SECONDS = 0.5
     pace.FREE_SECONDS = 1

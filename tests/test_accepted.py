@@ -1,4 +1,4 @@
-"""`artifactserver.accepted`: what is written to an accepted connection, and when."""
+"""`artifactserver.ports.accepted`: what is written to an accepted connection, and when."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from artifactserver.accepted import PROMPT_BYTES, READ_BYTES, AcceptedConnection
-from artifactserver.sockets import adopt, open_sockets
+from artifactserver.ports.accepted import PROMPT_BYTES, READ_BYTES, AcceptedConnection
+from artifactserver.ports.sockets import adopt, open_sockets
 
 
 class _Kept(Protocol):

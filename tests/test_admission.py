@@ -14,9 +14,10 @@ from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver import admission
-from artifactserver.accepted import UnixPeer
-from artifactserver.admission import Admission, AdmittingFactory, caller_at, most_connections
+from artifactserver.addresses import caller_at
+from artifactserver.ports import admission
+from artifactserver.ports.accepted import UnixPeer
+from artifactserver.ports.admission import Admission, AdmittingFactory, most_connections
 
 GONE = Failure(ConnectionDone())
 

@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.attempts import (
+from artifactserver.tokens.attempts import (
     FIRST_DELAY,
     FORGIVEN_SECONDS,
     HELD_IN_ALL,

@@ -11,8 +11,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactserver.access import PULLING, PUSHING, Caller, Identity, PortPolicy, main_port, public_port
-from artifactserver.attempts import FIRST_DELAY, LONGEST_DELAY, Attempts
-from artifactserver.authentication import (
+from artifactserver.tokens.attempts import FIRST_DELAY, LONGEST_DELAY, Attempts
+from artifactserver.tokens.authentication import (
     REMEMBERED_TOKENS,
     REMEMBERED_VALUE_BYTES,
     REMEMBERED_VALUES,
@@ -20,7 +20,7 @@ from artifactserver.authentication import (
     Visit,
     challenges,
 )
-from artifactserver.tokens import RIGHTS, Token, Tokens
+from artifactserver.tokens.known import RIGHTS, Token, Tokens
 from tests.test_tokens import token
 
 PUSH_PORT = main_port(enable_push=True, sources=frozenset({"certificate", "token"}))

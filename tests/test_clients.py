@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver import token_file
+from artifactserver.tokens import token_file
 from tests.buildstream import BuildStream1, BuildStream2, Entry, Project, Remote, find_program, snapshot, write_project
 from tests.certificates import CertificateFiles, certificate, server_certificate
 from tests.processes import Finished, Server, free_port

@@ -18,13 +18,14 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from artifactserver.listen import PortFactory, not_found_site
+from artifactserver.ports.listen import PortFactory
 from artifactserver.rpc.dispatch import Call
 from artifactserver.rpc.http2 import ErrorCode, Limits
 from artifactserver.rpc.status import Code, RpcError
 from artifactserver.rpc.transport import GrpcFactory
 from artifactserver.store.digest import Digest
 from artifactserver.store.interface import BlobMissing
+from artifactserver.web.site import not_found_site
 from tests import http2_peer as wire
 from tests.callers import PULLER
 from tests.certificates import server_certificate

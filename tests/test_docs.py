@@ -22,7 +22,7 @@ from artifactserver.options import Options
 from artifactserver.rpc.dispatch import Dispatcher
 from artifactserver.rpc.http2 import Limits
 from artifactserver.services import register_all
-from artifactserver.token_commands import AddOptions, ListOptions, RevokeOptions
+from artifactserver.tokens.commands import AddOptions, ListOptions, RevokeOptions
 from tests.memory_store import MemoryStore
 
 ROOT = Path(__file__).resolve().parent.parent

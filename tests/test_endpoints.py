@@ -11,7 +11,7 @@ from twisted.internet import endpoints as twisted_endpoints
 from twisted.python.systemd import ListenFDs
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.endpoints import (
+from artifactserver.ports.endpoints import (
     LONGEST_PATH,
     InheritedEndpoint,
     Listen,
@@ -21,9 +21,9 @@ from artifactserver.endpoints import (
     parse,
     parse_all,
 )
-from artifactserver.endpoints import EndpointProblem as Problem
-from artifactserver.sockets import BACKLOG, CannotListen, address_of, close_sockets
-from artifactserver.unix_ports import UnixSocket
+from artifactserver.ports.endpoints import EndpointProblem as Problem
+from artifactserver.ports.sockets import BACKLOG, CannotListen, address_of, close_sockets
+from artifactserver.ports.unix_ports import UnixSocket
 
 HERE = Path("/here")
 

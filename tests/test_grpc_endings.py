@@ -15,8 +15,8 @@ from twisted.internet.task import Clock, deferLater
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
-from artifactserver.admission import Admission, AdmittingFactory
-from artifactserver.listen import PortFactory
+from artifactserver.ports.admission import Admission, AdmittingFactory
+from artifactserver.ports.listen import PortFactory
 from artifactserver.proto import bytestream_pb2 as bytestream
 from artifactserver.rpc.dispatch import Dispatcher
 from artifactserver.rpc.http2 import Limits

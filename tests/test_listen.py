@@ -15,9 +15,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from artifactserver import listen
 from artifactserver.access import Caller, Right
-from artifactserver.listen import SEND_AWAY_SECONDS, PortFactory, not_found_site
+from artifactserver.ports import listen
+from artifactserver.ports.listen import PortFactory
+from artifactserver.web.site import SEND_AWAY_SECONDS, not_found_site
 from tests.callers import NOBODY, PULLER, PUSHER
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

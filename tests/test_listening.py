@@ -23,6 +23,7 @@ from artifactserver import tap
 from artifactserver.access import PULLING
 from artifactserver.cli import ServeOptions
 from artifactserver.options import Options
+from artifactserver.preparing import owner_of
 from tests.certificates import CertificateFiles, certificate, server_certificate
 from tests.processes import TWISTD, Background, Finished, environment, free_port, run
 from tests.test_tap import taken_port, wait_until
@@ -193,11 +194,11 @@ class BuildTests(_Place):
 
     def test_owner(self) -> None:
         """With twistd's ``--uid`` the file of a socket belongs to that user, as the server does."""
-        self.assertIsNone(tap._owner({}))
-        self.assertEqual(tap._owner({"uid": 0, "gid": None}), (0, 0))
-        self.assertEqual(tap._owner({"uid": 3, "gid": 5}), (3, 5))
-        self.assertEqual(tap._owner({"uid": None, "gid": 5}), (-1, 5))
-        self.assertEqual(tap._owner({"uid": 2**30 + 7, "gid": None}), (2**30 + 7, -1))
+        self.assertIsNone(owner_of({}))
+        self.assertEqual(owner_of({"uid": 0, "gid": None}), (0, 0))
+        self.assertEqual(owner_of({"uid": 3, "gid": 5}), (3, 5))
+        self.assertEqual(owner_of({"uid": None, "gid": 5}), (-1, 5))
+        self.assertEqual(owner_of({"uid": 2**30 + 7, "gid": None}), (2**30 + 7, -1))
         if os.geteuid() != 0:
             raise SkipTest("only root can give a file away")
         options = parse("--listen", f"unix:{self.place}/s", self.repo)

@@ -23,7 +23,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 import artifactserver
 from artifactserver.cli import AdministerOptions, FsckOptions, ServeOptions
 from artifactserver.options import Options
-from artifactserver.token_commands import AddOptions, ListOptions, RevokeOptions
+from artifactserver.tokens.commands import AddOptions, ListOptions, RevokeOptions
 
 #: Where these tests are: a checkout, or a folder that they were copied to.
 HERE = Path(__file__).parents[1]

@@ -15,11 +15,11 @@ from typing import Any
 import grpc
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver import token_file
 from artifactserver.access import METHODS as RIGHTS
 from artifactserver.access import Right
-from artifactserver.authentication import INVALID
 from artifactserver.proto import buildstream_pb2, remote_execution_pb2
+from artifactserver.tokens import token_file
+from artifactserver.tokens.authentication import INVALID
 from tests.certificates import Certificate, CertificateFiles, certificate, server_certificate
 from tests.grpc_cases import METHODS as SHAPES
 from tests.processes import Server, free_port

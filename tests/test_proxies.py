@@ -16,8 +16,8 @@ import grpc
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import artifactserver
-from artifactserver import token_file
-from artifactserver.authentication import INVALID
+from artifactserver.tokens import token_file
+from artifactserver.tokens.authentication import INVALID
 from tests.certificates import server_certificate
 from tests.processes import Background, connects, environment, free_port
 from tests.test_docs import DOCS

@@ -22,10 +22,12 @@ from twisted.python.usage import UsageError
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import artifactserver
-from artifactserver import process, sockets, tap, token_file
+from artifactserver import preparing, process, tap
 from artifactserver.options import Options
-from artifactserver.sockets import CannotListen, open_sockets
-from artifactserver.tokens import HEADING
+from artifactserver.ports import sockets
+from artifactserver.ports.sockets import CannotListen, open_sockets
+from artifactserver.tokens import token_file
+from artifactserver.tokens.known import HEADING
 from tests.certificates import certificate, server_certificate
 from tests.processes import TWISTD, Finished, Server, environment, free_port, run
 
@@ -472,8 +474,8 @@ class BuildTests(SynchronousTestCase):
         def no_module(path: Path) -> None:
             raise ModuleNotFoundError("No module named 'deep.down'")
 
-        self.patch(tap, "switchUID", lambda uid, gid: None)
-        self.patch(tap, "prepare", no_module)
+        self.patch(preparing, "switchUID", lambda uid, gid: None)
+        self.patch(preparing, "prepare", no_module)
         options = parse("--port", "0", str(self.place / "repo"))
         options.parent = Options()
         options.parent.update(uid=os.getuid(), gid=os.getgid())

@@ -24,9 +24,9 @@ from twisted.test.iosim import FakeTransport, IOPump
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from artifactserver import alerts
 from artifactserver.complaints import Complaints
-from artifactserver.tls import ServerTls, TlsProblem, identity_of, server_tls
+from artifactserver.tls import alerts
+from artifactserver.tls.server import ServerTls, TlsProblem, identity_of, server_tls
 from tests.certificates import Certificate, certificate, server_certificate
 
 

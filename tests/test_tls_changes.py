@@ -10,7 +10,7 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.logger import LogLevel
 
-from artifactserver.tls import ServerTls, identity_of, server_tls
+from artifactserver.tls.server import ServerTls, identity_of, server_tls
 from artifactserver.watched import SETTLED_LOOKS
 from tests import test_tls
 from tests.certificates import Certificate, certificate, server_certificate

@@ -1,4 +1,4 @@
-"""`artifactserver.tls_transport`: the same bytes as Twisted's, in fewer steps."""
+"""`artifactserver.tls.transport`: the same bytes as Twisted's, in fewer steps."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from artifactserver import tls_transport
-from artifactserver.sockets import adopt, open_sockets
-from artifactserver.tls import server_tls
-from artifactserver.tls_transport import BUFFER_BYTES, SLICE_BYTES, TlsFactory, TlsTransport
+from artifactserver.ports.sockets import adopt, open_sockets
+from artifactserver.tls import transport as tls_transport
+from artifactserver.tls.server import server_tls
+from artifactserver.tls.transport import BUFFER_BYTES, SLICE_BYTES, TlsFactory, TlsTransport
 from tests.certificates import server_certificate
 from tests.chance import examples
 

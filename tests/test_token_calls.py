@@ -9,12 +9,12 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.attempts import FIRST_DELAY, LONGEST_DELAY, Attempts
-from artifactserver.authentication import INVALID, Authentication, Visit
 from artifactserver.rpc.http2 import Limits
 from artifactserver.rpc.status import Code
 from artifactserver.rpc.transport import GrpcFactory
-from artifactserver.tokens import Tokens
+from artifactserver.tokens.attempts import FIRST_DELAY, LONGEST_DELAY, Attempts
+from artifactserver.tokens.authentication import INVALID, Authentication, Visit
+from artifactserver.tokens.known import Tokens
 from tests import http2_peer as wire
 from tests.callers import PULLER
 from tests.echo_service import ECHO, Anybody, Echo, Wire, value

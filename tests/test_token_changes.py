@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver import token_file
+from artifactserver.tokens import token_file
 from tests import http2_peer as wire
 from tests.attacks import HELLO, head
 from tests.http2_peer import frame, message

@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from artifactserver import token_file
-from artifactserver.authentication import INVALID
 from artifactserver.proto import buildstream_pb2
+from artifactserver.tokens import token_file
+from artifactserver.tokens.authentication import INVALID
 from tests.certificates import server_certificate
 from tests.processes import Server, environment, run
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactserver.cli import administer
-from artifactserver.token_commands import AddOptions
-from artifactserver.tokens import read_tokens
+from artifactserver.tokens.commands import AddOptions
+from artifactserver.tokens.known import read_tokens
 from tests.processes import environment
 from tests.test_cli import program
 from tests.test_tap import AT_ONCE, IMPORT_PATH

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from artifactserver import token_file, tokens
 from artifactserver.access import Right
-from artifactserver.token_file import add, revoke
-from artifactserver.tokens import HEADING, TokenProblem, read_tokens
+from artifactserver.tokens import known, token_file
+from artifactserver.tokens.known import HEADING, TokenProblem, read_tokens
+from artifactserver.tokens.token_file import add, revoke
 from tests.processes import environment
 from tests.test_tap import IMPORT_PATH
 from tests.test_tokens import token
 
 #: Adds tokens to a file, as many commands would one after another.
-_ADD = "import sys, pathlib; from artifactserver import token_file; [token_file.add(pathlib.Path(sys.argv[1]), f'{sys.argv[2]}.{number}', push=False) for number in range(20)]"  # noqa: E501
+_ADD = "import sys, pathlib; from artifactserver.tokens import token_file; [token_file.add(pathlib.Path(sys.argv[1]), f'{sys.argv[2]}.{number}', push=False) for number in range(20)]"  # noqa: E501
 
 
 class ChangeTests(SynchronousTestCase):
@@ -149,7 +149,7 @@ class ChangeTests(SynchronousTestCase):
         for name in ("a", "A.b_c-d@e", "x" * 64, "-x"):
             add(self.path, name, push=False)
         for name in ("", "x" * 65, "a b", "a/b", "a:b", "caf\u00e9", "a\n", "#a"):
-            self.fails(f"is no name for a token: give {tokens.NAMES}", add, self.path, name, push=False)
+            self.fails(f"is no name for a token: give {known.NAMES}", add, self.path, name, push=False)
             self.fails("is no name for a token", revoke, self.path, name)
         self.fails("has a token with the name 'a': revoke that, or choose another", add, self.path, "a", push=False)
         self.fails("has no token with the name 'A'", revoke, self.path, "A")

@@ -12,10 +12,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactserver.access import PUSHING, Caller, Identity, PortPolicy, main_port, public_port
-from artifactserver.attempts import FIRST_DELAY, LONGEST_DELAY, Attempts
-from artifactserver.authentication import INVALID, Authentication
-from artifactserver.listen import not_found_site
-from artifactserver.tokens import Tokens
+from artifactserver.tokens.attempts import FIRST_DELAY, LONGEST_DELAY, Attempts
+from artifactserver.tokens.authentication import INVALID, Authentication
+from artifactserver.tokens.known import Tokens
+from artifactserver.web.site import not_found_site
 from tests.test_listen import Transport
 from tests.test_tokens import token
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver import tokens
 from artifactserver.access import Right
-from artifactserver.tokens import (
+from artifactserver.tokens import known
+from artifactserver.tokens.known import (
     HEADING,
     MAX_NAME,
     RIGHTS,
@@ -51,9 +51,9 @@ class FindTests(SynchronousTestCase):
     def test_unknown(self) -> None:
         """What is no secret leads nowhere: a name, a hash, a part of a secret, nothing at all."""
         alice = token("alice", b"secret")
-        for known in (Tokens([alice]), Tokens()):
+        for several in (Tokens([alice]), Tokens()):
             for wrong in (b"alice", alice.digest, alice.digest.hex().encode(), b"secre", b"secret ", b"", b"\xff" * 99):
-                self.assertIsNone(known.find(wrong))
+                self.assertIsNone(several.find(wrong))
 
     def test_constant_time(self) -> None:
         """There is one comparison in constant time, for unknown secrets too."""
@@ -174,12 +174,12 @@ class FileTests(SynchronousTestCase):
     def test_bounds(self) -> None:
         """A file has so many tokens and bytes, and no more."""
         lines = [token(f"t{number}").line() for number in range(4)]
-        self.patch(tokens, "MAX_TOKENS", 3)
+        self.patch(known, "MAX_TOKENS", 3)
         self.assertEqual(len(parse(content(*lines[:3]), PATH)), 3)
         self.problem(content(*lines), "has more than 3 tokens")
         path = Path(self.mktemp())
         path.write_bytes(content(lines[0]))
-        self.patch(tokens, "MAX_FILE_BYTES", len(content(lines[0])))
+        self.patch(known, "MAX_FILE_BYTES", len(content(lines[0])))
         self.assertEqual(len(read_tokens(path)), 1)
         path.write_bytes(content(lines[0]) + b"#")
         self.assertRegex(str(self.assertRaises(TokenProblem, read_tokens, path)), "more than [0-9]+ bytes")

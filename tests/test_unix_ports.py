@@ -19,10 +19,10 @@ from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from artifactserver.accepted import READ_BYTES, AcceptedUnixConnection, UnixPeer
-from artifactserver.sockets import adopt
-from artifactserver.unix_ports import UnixSocket
-from artifactserver.unix_sockets import open_unix
+from artifactserver.ports.accepted import READ_BYTES, AcceptedUnixConnection, UnixPeer
+from artifactserver.ports.sockets import adopt
+from artifactserver.ports.unix_ports import UnixSocket
+from artifactserver.ports.unix_sockets import open_unix
 
 
 class _Echo(Protocol):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from artifactserver.sockets import CannotListen
-from artifactserver.unix_ports import UnixSocket
-from artifactserver.unix_sockets import open_unix
+from artifactserver.ports.sockets import CannotListen
+from artifactserver.ports.unix_ports import UnixSocket
+from artifactserver.ports.unix_sockets import open_unix
 
 
 class OpenTests(SynchronousTestCase):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 
-from artifactserver.authentication import challenges
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.http2 import encode, list_size
 from artifactserver.rpc.messages import ENCODINGS, STATUS_MESSAGE_BYTES, encode_binary, encode_status_message
+from artifactserver.tokens.authentication import challenges
 
 _CONTENT_TYPE = (b"content-type", b"application/grpc")
 

@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from artifactserver.access import Caller
-from artifactserver.authentication import INVALID, Visit
 from artifactserver.rpc import answers
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.exchange import Exchange
@@ -42,6 +41,7 @@ from artifactserver.rpc.rejection import Rejection
 from artifactserver.rpc.requests import Impossible, NotGrpc, Wanted, denied, read_request
 from artifactserver.rpc.streaming import StreamingExchange
 from artifactserver.rpc.unary import UnaryExchange
+from artifactserver.tokens.authentication import INVALID, Visit
 
 if TYPE_CHECKING:
     from artifactserver.rpc.transport import GrpcFactory

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from artifactserver.authentication import Visit
 from artifactserver.rpc.exchange import Carrier
 from artifactserver.rpc.http2 import ErrorCode, Stream
+from artifactserver.tokens.authentication import Visit
 
 
 class Rejection:

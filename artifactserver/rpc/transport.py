@@ -10,12 +10,12 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from artifactserver.access import Caller
-from artifactserver.authentication import Authentication
 from artifactserver.complaints import Complaints
 from artifactserver.rpc.dispatch import Routes
 from artifactserver.rpc.http2 import Beginnings, Limits
 from artifactserver.rpc.ledger import Ledger
 from artifactserver.rpc.protocol import GrpcProtocol
+from artifactserver.tokens.authentication import Authentication
 
 __all__ = ["GrpcFactory", "GrpcProtocol"]
 

@@ -17,7 +17,7 @@ from typing import Any
 from twisted.internet import tcp
 from twisted.internet.interfaces import IProtocolFactory
 
-from artifactserver.accepted import AcceptedUnixConnection, UnixPeer
+from artifactserver.ports.accepted import AcceptedUnixConnection, UnixPeer
 
 
 class UnixSocket(socket.socket):

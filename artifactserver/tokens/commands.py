@@ -8,9 +8,9 @@ from typing import Any
 
 from twisted.python.usage import CompleteFiles, Completions, UsageError
 
-from artifactserver import token_file
 from artifactserver.command_line import CommandLine
-from artifactserver.tokens import MAX_NAME, TokenProblem, parse, read_file, right_word
+from artifactserver.tokens import token_file
+from artifactserver.tokens.known import MAX_NAME, TokenProblem, parse, read_file, right_word
 
 
 class _TokenCommand(CommandLine):

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from OpenSSL import SSL
 
-from artifactserver.pem import TlsProblem, read_chain, read_key
+from artifactserver.tls.pem import TlsProblem, read_chain, read_key
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from artifactserver.tokens import (
+from artifactserver.tokens.known import (
     HEADING,
     MAX_FILE_BYTES,
     MAX_TOKENS,

@@ -106,7 +106,7 @@ class Attempts:
     def hold(self, address: str, answer: Callable[[], None]) -> Held | None:
         """Count a failure, and call ``answer`` when it has waited long enough.
 
-        :param address: for whom it counts; see `artifactserver.admission.caller_at`.
+        :param address: for whom it counts; see `artifactserver.addresses.caller_at`.
         :return: `None` if too many answers wait already.  Then it is to be given at once, and since that is no way to
             slow anybody down, whoever gets it should have to connect anew.
         """

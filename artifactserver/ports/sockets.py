@@ -12,8 +12,8 @@ import socket
 
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorSocket
 
-from artifactserver.accepted import AcceptedConnection
-from artifactserver.unix_ports import UnixPort, UnixSocket
+from artifactserver.ports.accepted import AcceptedConnection
+from artifactserver.ports.unix_ports import UnixPort, UnixSocket
 
 #: Connections that may wait to be accepted.  BuildStream 1 opens a new one for every element.
 BACKLOG = 1024

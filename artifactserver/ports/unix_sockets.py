@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from artifactserver.sockets import CannotListen
-from artifactserver.unix_ports import UnixSocket, file_at
+from artifactserver.ports.sockets import CannotListen
+from artifactserver.ports.unix_ports import UnixSocket, file_at
 
 
 def open_unix(path: Path, mode: int, backlog: int, owner: tuple[int, int] | None = None) -> UnixSocket:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from OpenSSL import crypto
 from twisted.internet.interfaces import ITransport
 
-from artifactserver.pem import read_bundle
+from artifactserver.tls.pem import read_bundle
 
 #: What OpenSSL calls X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED and the two for times that cannot be read.
 _TIME_ERRORS = frozenset({9, 10, 13, 14})

@@ -23,10 +23,10 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from artifactserver.alerts import give_reasons
-from artifactserver.bundle import Bundle, Examination, bundle_in, fingerprint
-from artifactserver.key_pair import KeyPair, read_key_pair
-from artifactserver.pem import TlsProblem
+from artifactserver.tls.alerts import give_reasons
+from artifactserver.tls.bundle import Bundle, Examination, bundle_in, fingerprint
+from artifactserver.tls.key_pair import KeyPair, read_key_pair
+from artifactserver.tls.pem import TlsProblem
 from artifactserver.watched import Watched
 
 __all__ = ["ServerTls", "TlsProblem", "identity_of", "server_tls"]
@@ -55,7 +55,7 @@ _examinations: WeakKeyDictionary[SSL.Connection, Examination] = WeakKeyDictionar
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTls:
-    """Makes the server's end of TLS connections, for `artifactserver.tls_transport.TlsFactory`.
+    """Makes the server's end of TLS connections, for `artifactserver.tls.transport.TlsFactory`.
 
     :param bundle: whose certificates are good; `None` to ask nobody for one.
     :param required: whether everybody has to show one, where there is a bundle.
@@ -121,7 +121,7 @@ class ServerTls:
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_options(_OPTIONS)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        # A write is encrypted whole, and a connection that is quiet needs no buffers (see ``tls_transport.py``).
+        # A write is encrypted whole, and a connection that is quiet needs no buffers (see ``transport.py``).
         context.clear_mode(_PARTIAL_WRITE)
         context.set_mode(SSL.MODE_RELEASE_BUFFERS)
         context.set_cipher_list(_CIPHERS)

@@ -18,9 +18,9 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.protocol import Factory
 
-from artifactserver.sockets import BACKLOG, CannotListen, close_sockets, open_sockets
-from artifactserver.unix_ports import UnixSocket
-from artifactserver.unix_sockets import open_unix
+from artifactserver.ports.sockets import BACKLOG, CannotListen, close_sockets, open_sockets
+from artifactserver.ports.unix_ports import UnixSocket
+from artifactserver.ports.unix_sockets import open_unix
 
 #: What somebody can be let do at an endpoint: as at ``--port``, or as at ``--public-port``.
 ROLES = ("main", "public")

@@ -6,7 +6,6 @@ when it is accepted, before TLS has begun: its client sees a server that is not 
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 
 from twisted.internet.interfaces import IAddress, ILoggingContext, IProtocol, IProtocolFactory, IReactorTime
@@ -14,6 +13,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from artifactserver.addresses import caller_at
 from artifactserver.complaints import Complaints
 
 #: Connections at once, however many descriptors there are.
@@ -25,9 +25,6 @@ DESCRIPTOR_SHARE = 0.5
 #: The share of the connections that one address may have.  Whole offices come from one address, and everybody behind a
 #: load balancer does; clients of BuildStream 1 open a connection for each element.
 ADDRESS_SHARE = 0.5
-
-#: Bits of an IPv6 address that tell clients apart: one host has at least all addresses of such a network.
-_IPV6_NETWORK = 64
 
 #: Seconds between two log lines about connections that were too many.  A full house stays full for a while.
 _COMPLAINT_SECONDS = 60.0
@@ -117,17 +114,3 @@ class AdmittingFactory(Factory):
         # Told to the protocol itself: a wrapper would stand in the way of every byte.
         protocol.connectionLost = connection_lost  # type: ignore[method-assign]
         return protocol
-
-
-def caller_at(address: IAddress) -> str:
-    """For whom a connection from ``address`` counts: an IPv4 address, a network of IPv6 addresses, or a unix socket."""
-    host = str(getattr(address, "host", ""))
-    try:
-        ip = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if isinstance(ip, ipaddress.IPv4Address):
-        return host
-    if ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)
-    return str(ipaddress.IPv6Network((ip, _IPV6_NETWORK), strict=False))

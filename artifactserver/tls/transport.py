@@ -28,8 +28,8 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
-from artifactserver.clear_text import BAD_REQUEST, Spoken, spoken
 from artifactserver.complaints import Complaints
+from artifactserver.tls.clear_text import BAD_REQUEST, Spoken, spoken
 
 #: The most that one record carries (RFC 8446, section 5.1).
 RECORD_BYTES = 16 * 1024

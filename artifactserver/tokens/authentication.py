@@ -16,9 +16,9 @@ from typing import Any
 from twisted.internet.interfaces import IAddress
 
 from artifactserver.access import Caller, Identity, Refusal
-from artifactserver.admission import caller_at
-from artifactserver.attempts import Attempts, Held
-from artifactserver.tokens import Token, Tokens, credentials
+from artifactserver.addresses import caller_at
+from artifactserver.tokens.attempts import Attempts, Held
+from artifactserver.tokens.known import Token, Tokens, credentials
 
 #: Values of ``authorization`` fields that are remembered of one connection, and bytes of each; longer ones are looked
 #: up each time.  A proxy may bring many clients over one connection.
