@@ -19,6 +19,10 @@ KEPT_AT_END_BYTES = 64 * 1024 * 1024
 #: connections leave some.  A look holds everybody up for 0.6 ms per thousand.
 OBJECTS_BETWEEN_COLLECTIONS = 2_000
 
+#: Seconds for which a thread keeps the interpreter while another one waits for it.  The usual 5 ms would hold up the
+#: reactor whenever the committer has much to do.
+SWITCH_SECONDS = 0.001
+
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -55,6 +59,7 @@ def settle() -> None:
     else:
         mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, KEPT_AT_END_BYTES)
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     # Modules, classes and tables will not become garbage: there is no point in looking at them again and again.
     gc.freeze()

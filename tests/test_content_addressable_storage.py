@@ -17,7 +17,7 @@ from artifactserver.services.content_addressable_storage import MAX_BATCH_TOTAL_
 from artifactserver.services.names import MAX_INSTANCE_NAME
 from artifactserver.services.turns import Turns
 from artifactserver.store.digest import EMPTY, Digest, Digests
-from artifactserver.store.interface import StoreBroken
+from artifactserver.store.interface import Blob, StoreBroken
 from tests.callers import PULLER
 from tests.grpc_cases import GrpcMixin, OverLocal, OverMemory, message_of, reactor
 from tests.memory_store import MemoryStore
@@ -524,16 +524,54 @@ class SliceTests(TestCase):
         contents = [b"%d" % number for number in range(100)]
         digests = list(map(Digest.of, contents))
         await service.BatchUpdateBlobs(update_request(*contents[:50]), call)
-        self.assertEqual(turns, 4)
+        self.assertEqual(turns, 8)
         found = reapi.FindMissingBlobsResponse.FromString(await service.FindMissingBlobs(find_request(*digests), call))
         self.assertEqual(list(found.missing_blob_digests), list(map(message_of, digests[50:])))
         self.assertGreater(turns, 20)
         turns = 0
         read = reapi.BatchReadBlobsResponse.FromString(await service.BatchReadBlobs(read_request(*digests), call))
         self.assertEqual([each.data for each in read.responses], contents[:50] + [b""] * 50)
-        self.assertEqual(turns, 9)
+        self.assertEqual(turns, 19)
         turns = 0
+        service.slice = 100
         service.read_slice, service.read_slice_bytes = 100, 50  # The first ten have a byte each, the others two.
         read = reapi.BatchReadBlobsResponse.FromString(await service.BatchReadBlobs(read_request(*digests), call))
         self.assertEqual([each.data for each in read.responses], contents[:50] + [b""] * 50)
-        self.assertEqual(turns, 3)
+        self.assertEqual(turns, 4)
+
+    async def test_faults_in_slices(self) -> None:
+        """What is no digest, or not what its digest says, has its answer in its place, however a batch was cut."""
+        contents = [b"%d" % number for number in range(20)]
+        bad = {0, 3, 4, 5, 11, 19}
+        request = update_request(*contents)
+        for position in bad:
+            request.requests[position].digest.hash = f"bad {position}"
+        request.requests[7].data = b"other"
+        read = reapi.BatchReadBlobsRequest(digests=[each.digest for each in request.requests])
+        call = Call(Caller("test"), {})
+        for cut in (1, 4, 5, 100):
+            service = ContentAddressableStorage(MemoryStore(lambda: 0.0), Turns(reactor))
+            service.slice = service.read_slice = cut
+            stored = reapi.BatchUpdateBlobsResponse.FromString(await service.BatchUpdateBlobs(request, call))
+            self.assertEqual([each.digest for each in stored.responses], list(read.digests))
+            self.assertEqual(
+                [place for place, each in enumerate(stored.responses) if each.status.code], sorted(bad | {7})
+            )
+            found = reapi.BatchReadBlobsResponse.FromString(await service.BatchReadBlobs(read, call))
+            self.assertEqual([each.digest for each in found.responses], list(read.digests))
+            expected = [b"" if place in bad | {7} else content for place, content in enumerate(contents)]
+            self.assertEqual([each.data for each in found.responses], expected)
+
+    async def test_sizes_in_slices(self) -> None:
+        """A hash that is asked for with several sizes is answered once for each, however the request was cut."""
+        here, gone = Digest.of(b"here"), Digest.of(b"gone")
+        store = MemoryStore(lambda: 0.0)
+        await store.add_many([Blob(here, b"here")])
+        other, another = Digest(here.key, 5), Digest(gone.key, 7)
+        request = find_request(here, gone, other, gone, another, here, other, another, gone)
+        for cut in (1, 2, 4, 100):
+            service = ContentAddressableStorage(store, Turns(reactor))
+            service.slice = cut
+            answer = await service.FindMissingBlobs(request, Call(Caller("test"), {}))
+            found = reapi.FindMissingBlobsResponse.FromString(answer)
+            self.assertEqual(list(found.missing_blob_digests), list(map(message_of, (gone, other, another))))

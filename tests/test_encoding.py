@@ -48,6 +48,15 @@ class EncodingTests(SynchronousTestCase):
         )
         self.assertEqual(encoding.stored_blob(hash, size, status), message.SerializeToString())
 
+    @given(some.lists(some.tuples(HASHES, SIZES), max_size=5))
+    def test_stored_blobs(self, digests: list[tuple[str, int]]) -> None:
+        """Outcomes of uploads, all of them good."""
+        message = reapi.BatchUpdateBlobsResponse()
+        for hash, size in digests:
+            message.responses.add(digest=reapi.Digest(hash=hash, size_bytes=size), status=status_pb2.Status())
+        hashes, sizes = [hash for hash, _ in digests], [size for _, size in digests]
+        self.assertEqual(encoding.stored_blobs(hashes, sizes), message.SerializeToString())
+
     @given(HASHES, SIZES, CONTENTS)
     def test_read_blob(self, hash: str, size: int, content: bytes) -> None:
         """Blobs that were found."""

@@ -19,7 +19,20 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
-from artifactserver.store import batch, committer, disk, fsck, local, rebuild, register, room, touches, uploads
+from artifactserver.store import (
+    adding,
+    batch,
+    committer,
+    disk,
+    fsck,
+    local,
+    reading,
+    rebuild,
+    register,
+    room,
+    touches,
+    uploads,
+)
 from artifactserver.store import damage as damage_module
 from artifactserver.store import packs as packs_module
 from artifactserver.store.changes import Changes
@@ -924,6 +937,60 @@ class DamageTests(LocalStoreTestCase):
         self.assertTrue(calls)
         self.assertFalse(os.listdir(path / "quarantine"))
 
+    async def test_file_system_that_cannot_tell(self) -> None:
+        """Where a file system cannot tell what is in memory, threads read, after one try, and nothing is damage."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        small, large = [random_blob() for _ in range(50)], random_blob(200_000)
+        await put(store, *small, large)
+        await store.set_record(Record(KEY, b"value", ()))
+        main, calls, reads = threading.get_ident(), [], []
+        real = os.pread
+
+        def preadv(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+            calls.append(flags)
+            if flags:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            raise AssertionError("this waits for the disk")
+
+        def pread(fd: int, count: int, offset: int) -> bytes:
+            reads.append(threading.get_ident())
+            return real(fd, count, offset)
+
+        self.patch(os, "preadv", preadv)
+        self.patch(os, "pread", pread)
+        for _ in range(3):
+            found = await store.read_many(Digests.of(each.digest for each in small))
+            self.assertEqual(found, [each.content for each in small])
+            self.assertEqual(await value_of(store, KEY), b"value")
+        self.assertEqual(len(calls), 1)
+        self.assertEqual(await content_of(store, large.digest), large.content)
+        self.assertGreater(len(reads), 150)
+        self.assertNotIn(main, reads)
+        self.assertFalse(os.listdir(path / "quarantine"))
+
+    async def test_out_of_memory(self) -> None:
+        """When very much of a call is not in memory, the rest of it is left to a thread without a try each."""
+        store = await self.make_store()
+        blobs = [random_blob() for _ in range(100)]
+        await put(store, *blobs)
+        tries = 0
+        real = os.preadv
+
+        def preadv(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+            nonlocal tries
+            tries += 1
+            if tries % 2:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return real(fd, buffers, offset, flags)
+
+        self.patch(os, "preadv", preadv)
+        self.patch(reading, "COLD_BLOBS", 5)
+        for _ in range(2):
+            found = await store.read_many(Digests.of(each.digest for each in blobs))
+            self.assertEqual(found, [each.content for each in blobs])
+        self.assertIn(tries, (18, 19))
+
     async def test_damaged_file(self) -> None:
         """A large blob with a flipped byte, cut short or gone is never served wrong, and heals."""
         path = self.new_path()
@@ -1372,15 +1439,17 @@ class CancelledUploadTests(LocalStoreTestCase):
         """A batch that is cancelled while its small blobs are written lets go of all its large ones at once."""
         path = self.new_path()
         store = await self.open_store(path)
-        batch = [random_blob(100), *[random_blob(100_000) for _ in range(3 * local.BATCHED_UPLOADS)]]
+        batch = [random_blob(100), *[random_blob(100_000) for _ in range(3 * adding.BATCHED_UPLOADS)]]
         running = Deferred.fromCoroutine(store.add_many(batch))
-        self.assertEqual(len(store._turns.waiting), 2 * local.BATCHED_UPLOADS)
+        while not store._adding._turns.waiting:  # they are being hashed
+            await deferLater(reactor, 0.001)
+        self.assertEqual(len(store._adding._turns.waiting), 2 * adding.BATCHED_UPLOADS)
         running.addErrback(lambda failure: None)
         running.cancel()
-        self.assertEqual(len(store._turns.waiting), 0)
+        self.assertEqual(len(store._adding._turns.waiting), 0)
         for _ in range(100):
-            if not os.listdir(path / "incoming") and store._turns.tokens == local.BATCHED_UPLOADS:
+            if not os.listdir(path / "incoming") and store._adding._turns.tokens == adding.BATCHED_UPLOADS:
                 break
             await deferLater(reactor, 0.05)
-        self.assertEqual((os.listdir(path / "incoming"), store._turns.tokens), ([], local.BATCHED_UPLOADS))
+        self.assertEqual((os.listdir(path / "incoming"), store._adding._turns.tokens), ([], adding.BATCHED_UPLOADS))
         self.assertEqual(store._room._promised, 0)

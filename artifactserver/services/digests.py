@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from artifactserver.proto import remote_execution_pb2 as reapi
 from artifactserver.rpc.status import Code, RpcError
@@ -49,50 +50,71 @@ def is_empty(message: reapi.Digest) -> bool:
     return not message.hash and not message.size_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a batch names that is no digest.
+
+    :ivar hash: what was sent, and the same for ``size``.
+    :ivar problem: a sentence.
+    """
+
+    hash: str
+    size: int
+    problem: str
+
+
 class DigestColumns:
     """Digests that a batch names, some of which may be no digests.
 
     A batch answers for each blob, so one bad name must not spoil the others.
 
-    :ivar faults: what is wrong with the digest at a position; nearly always empty.
-    :ivar positions: where in the batch the sound ones stand.
-    :ivar hashes: the hashes of those, as they were sent.
-    :ivar digests: those themselves.
+    :ivar faults: by its position in the batch, each of those with what is wrong with it, in order; nearly always empty.
+    :ivar hashes: the hashes of the sound ones, as they were sent.
+    :ivar sizes: their sizes.
     """
 
-    __slots__ = ("_messages", "digests", "faults", "hashes", "positions")
+    __slots__ = ("_count", "_keys", "faults", "hashes", "sizes")
 
-    def __init__(self, messages: Iterable[reapi.Digest]) -> None:
-        self._messages = list(messages)
-        self.faults: dict[int, str] = {}
-        self.positions: Sequence[int] = range(len(self._messages))
-        self.hashes: Sequence[str] = [message.hash for message in self._messages]
-        sizes = [message.size_bytes for message in self._messages]
+    def __init__(self) -> None:
+        self._count = 0
+        self._keys: list[bytes] = []
+        self.faults: dict[int, Fault] = {}
+        self.hashes: list[str] = []
+        self.sizes: list[int] = []
+
+    @property
+    def digests(self) -> Digests:
+        """The sound ones."""
+        return Digests(self._keys, self.sizes)
+
+    def take(self, messages: Sequence[reapi.Digest]) -> Sequence[int]:
+        """Read the next ones; the positions among them of those that are sound."""
+        hashes = [message.hash for message in messages]
+        sizes = [message.size_bytes for message in messages]
         try:
-            self.digests = Digests.parse(self.hashes, sizes)
+            digests = Digests.parse(hashes, sizes)
         except InvalidDigest:
-            self._pick_out()
+            sound = self._sound(hashes, sizes)
+            hashes, sizes = [hashes[place] for place in sound], [sizes[place] for place in sound]
+            digests = Digests.parse(hashes, sizes)
+        else:
+            sound = range(len(messages))
+        self._count += len(messages)
+        self._keys += digests.keys
+        self.hashes += hashes
+        self.sizes += sizes
+        return sound
 
-    def __len__(self) -> int:
-        """How many the batch names, sound or not."""
-        return len(self._messages)
-
-    def message(self, position: int) -> reapi.Digest:
-        """What was sent, sound or not."""
-        return self._messages[position]
-
-    def _pick_out(self) -> None:
-        positions, sound = [], []
-        for position, message in enumerate(self._messages):
+    def _sound(self, hashes: Sequence[str], sizes: Sequence[int]) -> Sequence[int]:
+        sound = []
+        for place, (hash, size) in enumerate(zip(hashes, sizes, strict=True)):
             try:
-                sound.append(digest_of(message))
-                positions.append(position)
+                Digest.parse(hash, size)
+                sound.append(place)
             except InvalidDigest as problem:
                 if len(self.faults) == MAX_FAULTS:
                     raise RpcError(
                         Code.INVALID_ARGUMENT, f"more than {MAX_FAULTS} digests of this request are none: {problem}"
                     ) from None
-                self.faults[position] = str(problem)
-        self.positions = positions
-        self.hashes = [self._messages[position].hash for position in positions]
-        self.digests = Digests.of(sound)
+                self.faults[self._count + place] = Fault(hash, size, str(problem))
+        return sound

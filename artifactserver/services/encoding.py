@@ -57,6 +57,24 @@ def stored_blob(hash: str, size: int, status: bytes = b"") -> bytes:
     return b"\x0a%b%b%b%b%b" % (varint(length + len(tail)), before, hash.encode(), after, tail)
 
 
+def stored_blobs(hashes: Sequence[str], sizes: Sequence[int]) -> bytes:
+    """An entry of a ``BatchUpdateBlobsResponse`` for each of these, all of them stored."""
+    return "".join(map(_stored_blob, hashes, sizes)).encode("latin-1")
+
+
+def _stored_blob(hash: str, size: int) -> str:
+    before, after = _around_stored(len(hash), size)
+    return f"{before}{hash}{after}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _around_stored(length: int, size: int) -> tuple[str, str]:
+    """What stands before and after a hash of a stored blob, each byte as the character of its number."""
+    inner, before, after = _around_hash(b"\x0a", length, size)
+    start, end = b"\x0a" + varint(inner + 2) + before, after + b"\x12\x00"
+    return start.decode("latin-1"), end.decode("latin-1")
+
+
 def read_blob(hash: str, size: int, content: bytes) -> tuple[bytes, bytes, bytes]:
     """One entry of a ``BatchReadBlobsResponse``, in pieces to be joined: a blob that was found."""
     length, before, after = _around_hash(b"\x0a", len(hash), size)

@@ -22,7 +22,7 @@ from artifactserver.store import disk
 from artifactserver.store.changes import Changes
 from artifactserver.store.files import FileName
 from artifactserver.store.index import Index
-from artifactserver.store.interface import Blob, StoreError
+from artifactserver.store.interface import Blob, Blobs, StoreError
 from artifactserver.store.layout import Layout
 from artifactserver.store.packs import (
     KIND_BLOB,
@@ -64,7 +64,7 @@ class Work:
     @property
     def size(self) -> int:
         """Bytes that go into the pack, about."""
-        contents = sum(blob.digest.size for blob in self.blobs)
+        contents = sum(Blobs.of(self.blobs).digests.sizes)
         return contents + HEAD_BYTES * len(self.blobs) + sum(change.size for change in self.changes)
 
     @property
@@ -159,18 +159,20 @@ class Batch:
 
     def _append_blobs(self, writer: PackWriter) -> dict[bytes, bytes]:
         """Write all blobs to the pack; their rows, by key."""
+        pack = writer.pack
         pieces: list[bytes] = []
         rows: dict[bytes, bytes] = {}
         offset = writer.end
         for work in self._works:
-            for blob in work.blobs:
-                key, content = blob.digest.key, blob.content
+            blobs = Blobs.of(work.blobs)
+            for key, content in zip(blobs.digests.keys, blobs.contents, strict=True):
                 if key in rows:
                     continue
                 length = len(content)
-                rows[key] = encode_packed(length, writer.pack, length, offset)
-                pieces += encode_head(KIND_BLOB, key[0], key[1:], content), content
-                offset += entry_bytes(len(key) - 1, length)
+                head = encode_head(KIND_BLOB, key[0], key[1:], content)
+                rows[key] = encode_packed(length, pack, length, offset)
+                pieces += head, content
+                offset += len(head) + length
         if pieces:
             writer.append(pieces)
         return rows

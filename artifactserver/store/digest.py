@@ -153,6 +153,20 @@ class Digests(Sequence[Digest]):
         listed = list(digests)
         return cls([digest.key for digest in listed], [digest.size for digest in listed])
 
+    def at(self, positions: Sequence[int]) -> Digests:
+        """Those at some positions."""
+        return Digests(
+            [self.keys[position] for position in positions], [self.sizes[position] for position in positions]
+        )
+
+    def mismatches(self, contents: Sequence[bytes]) -> list[int]:
+        """The positions of those that do not name the content in their place."""
+        return [
+            position
+            for position, (key, size, content) in enumerate(zip(self.keys, self.sizes, contents, strict=True))
+            if len(content) != size or HASHERS[key[0]](content).digest() != key[1:]
+        ]
+
     def __len__(self) -> int:
         return len(self.keys)
 

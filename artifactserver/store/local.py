@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
+from artifactserver.store.adding import Adding
 from artifactserver.store.batch import Work
 from artifactserver.store.committer import Committer
 from artifactserver.store.damage import Quarantine
@@ -23,8 +24,8 @@ from artifactserver.store.digest import EMPTY, Digest, Digests
 from artifactserver.store.interface import (
     Blob,
     BlobReader,
+    Blobs,
     BlobTooLarge,
-    ContentMismatch,
     NoRoom,
     Record,
     RecordKey,
@@ -39,9 +40,6 @@ from artifactserver.store.rows import PACKED, PACKED_BYTES, FileRow, unpack_pack
 from artifactserver.store.touches import TOUCH_SECONDS, Touches
 from artifactserver.store.uploads import FileUpload, Uploads
 
-#: Blobs up to this size, in bytes, share packs; larger ones get a file each.
-SMALL_BYTES = 64 * 1024
-
 #: The largest blob that is taken: its checksums have to fit into a row of the index.
 MAX_BLOB_BYTES = 64 * 1024**3
 
@@ -50,9 +48,6 @@ COMPLAINT_SECONDS = 60
 
 #: Threads that wait for the disk: reads of what is not in memory, and large uploads.
 DISK_THREADS = 4
-
-#: Large blobs out of batches that are on their way to the disk at once; the others wait, in memory as they are.
-BATCHED_UPLOADS = 32
 
 #: Seconds that uploads which are cut off by the end of the server have to be cleared away.
 STOP_SECONDS = 5.0
@@ -89,7 +84,6 @@ class LocalStore:
         self._room = Room(path, head_room_min)
         self._complained = float("-inf")
         self._cannot_reserve = False
-        self._turns = DeferredSemaphore(BATCHED_UPLOADS)
         self._stopping = False
         self._pool = ThreadPool(minthreads=1, maxthreads=DISK_THREADS, name="disk")
 
@@ -115,6 +109,15 @@ class LocalStore:
             lambda received: self._committer.submit(Work(file=received)),
             self._now,
             self._reactor.seconds,
+        )
+        self._adding = Adding(
+            self.find_missing,
+            self._committer.submit,
+            self._upload_whole,
+            self._room,
+            self._in_thread,
+            self._give_way,
+            self._complain,
         )
         self._reading = Reading(layout, self._index, self._in_thread, self._quarantine)
         self._register = Register(
@@ -206,48 +209,7 @@ class LocalStore:
         return await self._reading.open(digest)
 
     async def add_many(self, blobs: Sequence[Blob]) -> list[StoreError | None]:
-        outcomes: list[StoreError | None] = [_mismatch(blob) for blob in blobs]
-        if len(blobs) == 1 and blobs[0].digest.size <= SMALL_BYTES:
-            return outcomes if outcomes[0] is not None else [await self._add_small(blobs[0])]
-        sound = [blob for blob, outcome in zip(blobs, outcomes, strict=True) if outcome is None]
-        wanted = Digests.of(blob.digest for blob in sound)
-        missing = [sound[position] for position in await self.find_missing(wanted)]
-        failed: dict[bytes, StoreError] = {}
-        small = [blob for blob in missing if blob.digest.size <= SMALL_BYTES]
-        large = [blob for blob in missing if blob.digest.size > SMALL_BYTES]
-        pending: list[Deferred[StoreError | None]] = [self._turns.run(self._begin_large, blob) for blob in large]
-        try:
-            if small:
-                with self._room.promise(sum(blob.digest.size for blob in small)):
-                    await self._committer.submit(Work(blobs=small))
-        except StoreError as error:
-            self._complain(error)
-            failed.update((blob.digest.key, error) for blob in small)
-        except BaseException:
-            # Nobody waits any more: what is large does not go on, nor wait its turn, with all its content.
-            for each in pending:
-                each.addErrback(lambda _: None)
-                each.cancel()
-            raise
-        for blob, outcome in zip(large, await gatherResults(pending, consumeErrors=True), strict=True):
-            if outcome is not None:
-                failed[blob.digest.key] = outcome
-        if not failed:
-            return outcomes
-        return [outcome or failed.get(blob.digest.key) for blob, outcome in zip(blobs, outcomes, strict=True)]
-
-    async def _add_small(self, blob: Blob) -> StoreError | None:
-        """What `add_many` comes to for one small and sound blob, as most uploads are, with less ado."""
-        digest = blob.digest
-        if not await self.find_missing(Digests([digest.key], [digest.size])):
-            return None
-        try:
-            with self._room.promise(digest.size):
-                await self._committer.submit(Work(blobs=[blob]))
-        except StoreError as error:
-            self._complain(error)
-            return error
-        return None
+        return await self._adding.add_many(blobs)
 
     async def upload(self, digest: Digest, caller: str) -> FileUpload:
         if digest.size > self.max_blob_size:
@@ -283,23 +245,16 @@ class LocalStore:
                 path=str(self._path),
             )
 
-    def _begin_large(self, blob: Blob) -> Deferred[StoreError | None]:
-        return Deferred.fromCoroutine(self._add_large(blob))
-
-    async def _add_large(self, blob: Blob) -> StoreError | None:
+    async def _upload_whole(self, blob: Blob) -> None:
+        """Store a large blob that came whole."""
+        self._uploads.require_open()
+        upload = self._uploads.new(blob.digest, self._room.promise(blob.digest.size), lambda: None)
         try:
-            self._uploads.require_open()
-            upload = self._uploads.new(blob.digest, self._room.promise(blob.digest.size), lambda: None)
-            try:
-                self._note_reserving(await upload.begin())
-                await upload.write(blob.content)
-                await upload.commit()
-            finally:
-                upload.close()
-        except StoreError as error:
-            self._complain(error)
-            return error
-        return None
+            self._note_reserving(await upload.begin())
+            await upload.write(blob.content)
+            await upload.commit()
+        finally:
+            upload.close()
 
     async def _rescue(self, digests: Digests, positions: Sequence[int]) -> list[int]:
         """Make blobs durable elsewhere whose pack is about to go; the positions of those that are missing."""
@@ -310,7 +265,7 @@ class LocalStore:
         for wanted in _slices(named, RESCUE_BYTES):
             contents = await self._reading.contents(Digests.of(wanted))
             pairs = list(zip(wanted, contents, strict=True))
-            found = [Blob(digest, content) for digest, content in pairs if content is not None]
+            found = Blobs.of(Blob(digest, content) for digest, content in pairs if content is not None)
             if found:
                 await self._committer.submit(Work(blobs=found))
             for digest, content in pairs:
@@ -342,14 +297,6 @@ class LocalStore:
 
     def _give_way(self) -> Awaitable[None]:
         return deferLater(self._reactor, 0)
-
-
-def _mismatch(blob: Blob) -> ContentMismatch | None:
-    if blob.digest.matches(blob.content):
-        return None
-    if len(blob.content) != blob.digest.size:
-        return ContentMismatch(f"{len(blob.content)} bytes were uploaded for blob {blob.digest}")
-    return ContentMismatch(f"what was uploaded for blob {blob.digest} has another hash")
 
 
 def _slices(digests: Iterable[Digest], size: int) -> Iterator[list[Digest]]:

@@ -66,6 +66,9 @@ _NAME = re.compile("[0-7][0-9a-f]{15}\\.pack")
 #: Reads only what the page cache holds, and fails instead of waiting for a disk; 0 where the system has no such flag.
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
+#: What a file system answers that has no such flag.
+_NO_FLAG = {errno.EOPNOTSUPP, errno.ENOSYS}
+
 
 class DamagedEntry(Exception):
     """The bytes where an entry should be are not that entry."""
@@ -104,8 +107,8 @@ def encode_head(kind: int, function: int, hash: bytes, content: bytes) -> bytes:
     length = len(content)
     if length > PAYLOAD_BYTES:
         raise ValueError(f"{length} bytes are too long for an entry")
-    described = _DESCRIPTION.pack(kind, ENCODING_IDENTITY, function, len(hash), length, length) + hash
-    return MAGIC + _CRC.pack(crc32(content, crc32(described))) + described
+    described = _description(kind, function, len(hash), length) + hash
+    return MAGIC + crc32(content, crc32(described)).to_bytes(4, "big") + described
 
 
 def entry_bytes(hash_bytes: int, stored: int) -> int:
@@ -252,6 +255,8 @@ class PackFiles:
         self._directory = directory
         self._limit = limit
         self._open: OrderedDict[int, disk.Descriptor] = OrderedDict()
+        # Whether this file system can say what is in memory; where it cannot, threads read everything.
+        self._can_tell = bool(_NOWAIT)
         # What is read stands here while it is checked: a fifth less work than in a new buffer each time.
         self._buffer = memoryview(bytearray(_USUAL_ENTRY))
 
@@ -275,18 +280,18 @@ class PackFiles:
         """
         if stored > PAYLOAD_BYTES:
             raise DamagedEntry("no entry is as long as that")
+        if not self._can_tell:
+            raise NotResident
         fd = self.descriptor(pack).fd
         start = HEADER.size + len(hash)
         length = start + stored
         entry = self._buffer[:length] if length <= _USUAL_ENTRY else memoryview(bytearray(length))
-        if not _NOWAIT:
-            raise NotResident
         try:
             got = os.preadv(fd, (entry,), offset, _NOWAIT)
-        except BlockingIOError:
-            raise NotResident from None
-        except OSError:  # a file system without this flag
-            got = os.preadv(fd, (entry,), offset)
+        except OSError as error:
+            if error.errno in _NO_FLAG:
+                self._can_tell = False
+            raise NotResident from None  # Whatever else is wrong, who waits for the disk finds out.
         if got != length:
             # Nothing at all is no sign of the pack's end: Linux 5.9 and 5.10 give it for what is not in memory, too
             # (preadv2(2)).  Who waits for the disk finds out.
