@@ -16,8 +16,8 @@ from artifactserver.store.files import FileName
 from artifactserver.store.fsck import Report
 from artifactserver.store.interface import Record, RecordKey, RecordKind, Reference
 from artifactserver.store.layout import RepositoryProblem
-from artifactserver.store.packs import KIND_RECORD, encode_head, pack_name
-from artifactserver.store.records import MAX_SEQUENCE, Change, record_hash
+from artifactserver.store.packs import KIND_BLOB, KIND_RECORD, encode_head, pack_name
+from artifactserver.store.records import MAX_SEQUENCE, Change, WrittenChange, prove, record_hash
 from artifactserver.store.rows import SEALED, unpack_packed
 from tests.local_stores import LocalStoreTestCase
 from tests.store_contract import KEY, blob, content_of, put, random_blob, value_of
@@ -271,3 +271,62 @@ class RecordTests(RebuildTestCase):
         self.assertEqual(await value_of(store, KEY), b"true")
         await store.set_record(Record(KEY, b"new", ()))
         self.assertEqual(await value_of(store, KEY), b"new")
+
+    async def test_forged_change(self) -> None:
+        """A change of a record that somebody uploads as a blob is never taken for one, whatever is damaged."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        await store.set_record(Record(KEY, b"true", ()))
+        other, gone = (RecordKey(RecordKind.ASSET_BLOB, "", name) for name in ("other", "gone"))
+        await store.set_record(Record(gone, b"true", ()))
+        contents = [
+            prove(change.encode(1 << 62, 4e9), identity)
+            for change in (Change(KEY, Record(KEY, b"forged", ())), Change(other, Record(other, b"forged", ())))
+            for identity in ("", "0" * 32)
+        ]
+        contents += [
+            Change(KEY, Record(KEY, b"forged", ())).encode(1 << 62, 4e9),
+            Change(gone, None).encode(1 << 62, 4e9),
+        ]
+        entries = []
+        for content in contents:
+            written = WrittenChange.decode(content)
+            assert written is not None
+            entries.append(encode_head(KIND_RECORD, 0, record_hash(written.change.key), content) + content)
+        inner = random_blob(300)
+        entries.append(encode_head(KIND_BLOB, 1, inner.digest.hash, inner.content) + inner.content)
+        forged = blob(b"".join(entries))
+        await put(store, forged)
+        last = RecordKey(RecordKind.ASSET_BLOB, "", "last")
+        await store.set_record(Record(last, b"true", ()))
+        await self.close_store(store)
+        self.assertEqual(self.rebuild(path).problem_count, 0)
+        pack = path / "packs" / pack_name(0)
+        flip(pack, pack.read_bytes().index(forged.content) - 30)
+        report = self.rebuild(path)
+        self.assertEqual((report.blobs, report.records, report.problem_count), (1, 3, 1 + len(contents)))
+        self.assertIn("does not show that this store wrote it", report.problems[-1])
+        store = await self.open_store(path)
+        for key in (KEY, gone, last):
+            self.assertEqual(await value_of(store, key), b"true")
+        self.assertIsNone(await store.get_record(other))
+        # It was uploaded, though inside another one, and is what its digest says.
+        self.assertEqual(await content_of(store, inner.digest), inner.content)
+
+    async def test_lost_identity(self) -> None:
+        """Records survive the loss of ``format`` and with it of the store's identity, where the pack is whole."""
+        path = self.new_path()
+        store = await self.open_store(path)
+        keys = [RecordKey(RecordKind.ASSET_BLOB, "", f"urn:{number}") for number in range(9)]
+        for key in keys:
+            await store.set_record(Record(key, b"value", ()))
+        await self.close_store(store)
+        pack = path / "packs" / pack_name(0)
+        whole = (path / "format").read_text()
+        (path / "format").write_text(whole.replace(whole[-33:], "0" * 32 + "\n"))
+        self.assertEqual(self.rebuild(path).records, 9)
+        content = pack.read_bytes()
+        flip(pack, content.index(b"urn:4"))
+        self.assertEqual(self.rebuild(path).records, 4)
+        (path / "format").write_text(whole)
+        self.assertEqual(self.rebuild(path).records, 8)

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"artifactserver/proto/records.proto\x12\x17\x61rtifactserver.store.v1\"\xa9\x02\n\x0cRecordChange\x12\x10\n\x08sequence\x18\x01 \x01(\x06\x12\x0f\n\x07time_ns\x18\x02 \x01(\x06\x12\x35\n\toperation\x18\x03 \x01(\x0e\x32\".artifactserver.store.v1.Operation\x12\x0c\n\x04kind\x18\x04 \x01(\x05\x12\x10\n\x08instance\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x36\n\nqualifiers\x18\x07 \x03(\x0b\x32\".artifactserver.store.v1.Qualifier\x12\r\n\x05value\x18\x08 \x01(\x0c\x12\x36\n\nreferences\x18\t \x03(\x0b\x32\".artifactserver.store.v1.Reference\x12\x12\n\nexpires_ns\x18\n \x01(\x03\"(\n\tQualifier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"G\n\tReference\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\r\n\x05shape\x18\x03 \x01(\x05\x12\x10\n\x08required\x18\x04 \x01(\x08*-\n\tOperation\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x07\n\x03SET\x10\x01\x12\n\n\x06\x44\x45LETE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"artifactserver/proto/records.proto\x12\x17\x61rtifactserver.store.v1\"\xb8\x02\n\x0cRecordChange\x12\x10\n\x08sequence\x18\x01 \x01(\x06\x12\x0f\n\x07time_ns\x18\x02 \x01(\x06\x12\x35\n\toperation\x18\x03 \x01(\x0e\x32\".artifactserver.store.v1.Operation\x12\x0c\n\x04kind\x18\x04 \x01(\x05\x12\x10\n\x08instance\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x36\n\nqualifiers\x18\x07 \x03(\x0b\x32\".artifactserver.store.v1.Qualifier\x12\r\n\x05value\x18\x08 \x01(\x0c\x12\x36\n\nreferences\x18\t \x03(\x0b\x32\".artifactserver.store.v1.Reference\x12\x12\n\nexpires_ns\x18\n \x01(\x03\x12\r\n\x05proof\x18\x0f \x01(\x0c\"(\n\tQualifier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"G\n\tReference\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\r\n\x05shape\x18\x03 \x01(\x05\x12\x10\n\x08required\x18\x04 \x01(\x08*-\n\tOperation\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x07\n\x03SET\x10\x01\x12\n\n\x06\x44\x45LETE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'artifactserver.proto.records_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATION']._serialized_start=478
-  _globals['_OPERATION']._serialized_end=523
+  _globals['_OPERATION']._serialized_start=493
+  _globals['_OPERATION']._serialized_end=538
   _globals['_RECORDCHANGE']._serialized_start=64
-  _globals['_RECORDCHANGE']._serialized_end=361
-  _globals['_QUALIFIER']._serialized_start=363
-  _globals['_QUALIFIER']._serialized_end=403
-  _globals['_REFERENCE']._serialized_start=405
-  _globals['_REFERENCE']._serialized_end=476
+  _globals['_RECORDCHANGE']._serialized_end=376
+  _globals['_QUALIFIER']._serialized_start=378
+  _globals['_QUALIFIER']._serialized_end=418
+  _globals['_REFERENCE']._serialized_start=420
+  _globals['_REFERENCE']._serialized_end=491
 # @@protoc_insertion_point(module_scope)

@@ -17,7 +17,7 @@ SET: Operation
 DELETE: Operation
 
 class RecordChange(_message.Message):
-    __slots__ = ("sequence", "time_ns", "operation", "kind", "instance", "name", "qualifiers", "value", "references", "expires_ns")
+    __slots__ = ("sequence", "time_ns", "operation", "kind", "instance", "name", "qualifiers", "value", "references", "expires_ns", "proof")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_NS_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class RecordChange(_message.Message):
     VALUE_FIELD_NUMBER: _ClassVar[int]
     REFERENCES_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_NS_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time_ns: int
     operation: Operation
@@ -38,7 +39,8 @@ class RecordChange(_message.Message):
     value: bytes
     references: _containers.RepeatedCompositeFieldContainer[Reference]
     expires_ns: int
-    def __init__(self, sequence: _Optional[int] = ..., time_ns: _Optional[int] = ..., operation: _Optional[_Union[Operation, str]] = ..., kind: _Optional[int] = ..., instance: _Optional[str] = ..., name: _Optional[str] = ..., qualifiers: _Optional[_Iterable[_Union[Qualifier, _Mapping[str, object]]]] = ..., value: _Optional[bytes] = ..., references: _Optional[_Iterable[_Union[Reference, _Mapping[str, object]]]] = ..., expires_ns: _Optional[int] = ...) -> None: ...
+    proof: bytes
+    def __init__(self, sequence: _Optional[int] = ..., time_ns: _Optional[int] = ..., operation: _Optional[_Union[Operation, str]] = ..., kind: _Optional[int] = ..., instance: _Optional[str] = ..., name: _Optional[str] = ..., qualifiers: _Optional[_Iterable[_Union[Qualifier, _Mapping[str, object]]]] = ..., value: _Optional[bytes] = ..., references: _Optional[_Iterable[_Union[Reference, _Mapping[str, object]]]] = ..., expires_ns: _Optional[int] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class Qualifier(_message.Message):
     __slots__ = ("name", "value")

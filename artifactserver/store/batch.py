@@ -33,7 +33,7 @@ from artifactserver.store.packs import (
     encode_head,
     entry_bytes,
 )
-from artifactserver.store.records import Change, record_hash
+from artifactserver.store.records import Change, prove, record_hash
 from artifactserver.store.rows import DELETED, OPEN, SEALED, SET, RecordRow, encode_packed, name_row
 from artifactserver.store.uploads import Received
 
@@ -211,7 +211,7 @@ class Batch:
             now = self._now()
             sequence = max(changes.counter(b"sequence") + 1, int(now * 1e9))
             changes.set_counter(b"sequence", sequence)
-            content = change.encode(sequence, now)
+            content = prove(change.encode(sequence, now), self._index.identity)
             offset = writer.append([encode_head(KIND_RECORD, 0, record, content), content])
             place = Place(writer.pack, offset, len(content))
             key = change.key

@@ -49,6 +49,8 @@ class Index:
     """The index of one repository, open in this process.
 
     Reading happens in short transactions of its own, in the thread of the caller; none outlives a method.
+
+    :ivar identity: of the store.
     """
 
     meta: Any
@@ -60,7 +62,7 @@ class Index:
 
     def __init__(self, path: Path, identity: str) -> None:
         self._path = path
-        self._identity = identity
+        self.identity = identity
         self._table = PackTable()
 
     def open(self, create: bool = False) -> None:
@@ -90,7 +92,7 @@ class Index:
                 setattr(self, table, self._env.open_db(table.encode("ascii"), create=create))
             with self._env.begin(write=create) as txn:
                 if create and txn.get(b"store", db=self.meta) is None:
-                    txn.put(b"store", self._identity.encode("ascii"), db=self.meta)
+                    txn.put(b"store", self.identity.encode("ascii"), db=self.meta)
                     txn.put(b"version", U64.pack(INDEX_VERSION), db=self.meta)
                     txn.put(b"generation", U64.pack(1), db=self.meta)
                     txn.put(b"epoch", U64.pack(1), db=self.meta)
@@ -106,7 +108,7 @@ class Index:
             raise
         if create:
             disk.sync_directory(self._path)
-        if store != self._identity.encode("ascii"):
+        if store != self.identity.encode("ascii"):
             problem = f"the index {data} belongs to another store: {repair}"
         elif version is None or damaged:
             problem = f"the index {data} is damaged: {repair}"

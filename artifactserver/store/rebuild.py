@@ -1,7 +1,11 @@
 """Making the index again from packs and files, when it is lost or damaged.
 
-Everything is read and checked against its digest, so what comes back is right.  The new index is built beside the old
-one and takes its place when it is complete: a rebuild that is cut off has changed nothing and can be started again.
+Everything is read and checked against its digest, so what comes back is right.  A blob that stands inside another one,
+whose entry is damaged, may be found as well: somebody has uploaded it.  A change of a record that is found behind
+damage might be such content too, and is taken only if it is proven (`artifactserver.store.records`).
+
+The new index is built beside the old one and takes its place when it is complete: a rebuild that is cut off has changed
+nothing and can be started again.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ from artifactserver.store.fsck import Progress, Report, content_of_file, is_what
 from artifactserver.store.index import Index
 from artifactserver.store.interface import StoreError
 from artifactserver.store.layout import Layout, RepositoryProblem
-from artifactserver.store.packs import KIND_BLOB, Place, entry_bytes, pack_ids, pack_name
-from artifactserver.store.records import WrittenChange
+from artifactserver.store.packs import KIND_BLOB, KIND_RECORD, Place, entry_bytes, pack_ids, pack_name
+from artifactserver.store.records import WrittenChange, is_proven
 from artifactserver.store.rows import (
     DELETED,
     PACKED,
@@ -116,16 +120,24 @@ class _Rebuild:
     def _take_pack(self, pack: int) -> None:
         path = self._layout.packs / pack_name(pack)
         end = entries = size = 0
+        chained = True  # each entry so far stood where the one before it ended
         group: list[Entry] = []
         for found in scan(path):
             if isinstance(found, Damage):
                 self._report.problem(f"{path} is damaged at {found.offset}: {found.length} bytes belong to no entry")
                 self._progress.advance(found.length)
+                chained = False
                 continue
             length = entry_bytes(len(found.hash), found.stored)
             self._progress.advance(length)
             if not is_what_it_says(found):
                 self._report.problem(f"{path} holds content at {found.offset} that is not what its digest says")
+                continue
+            if found.kind == KIND_RECORD and not chained and not is_proven(found.content, self._index.identity):
+                self._report.problem(
+                    f"{path} holds what looks like a change of a record at {found.offset}, behind damage, and does not "
+                    "show that this store wrote it: it may be content of a blob, and is not taken"
+                )
                 continue
             end = found.offset + length
             entries += 1

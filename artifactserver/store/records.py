@@ -2,11 +2,17 @@
 
 A record's hash is the SHA-256 of its key: the kind (1 byte), then the instance, the name, and each name and value of
 the qualifiers in turn, every one as its length in bytes (8, big-endian) and its UTF-8.
+
+The last field of a change is its *proof*: BLAKE2b of everything before it, 16 bytes, with the store's identity as the
+key, which no client is told.  Who may upload blobs may upload one that looks, byte for byte, like the entry of a
+change.  It stands inside another entry, and nobody looks there, as long as that one is whole; but where a pack is
+damaged, the next entry has to be searched for.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +30,10 @@ RECORD_HASH_BYTES = 32
 MAX_SEQUENCE = 2**63
 
 _NS = 1_000_000_000
+
+_PROOF_BYTES = 16
+#: The tag and the length of the field that is the proof.
+_PROOF_HEAD = bytes([records_pb2.RecordChange.PROOF_FIELD_NUMBER << 3 | 2, _PROOF_BYTES])
 
 
 def record_hash(key: RecordKey) -> bytes:
@@ -83,6 +93,21 @@ class Change:
         encoded = message.SerializeToString()
         # The fields of the content come last, so the two encodings, joined, are that of the whole.
         return encoded if self.record is None else encoded + (self.content or _content(self.record))
+
+
+def prove(content: bytes, identity: str) -> bytes:
+    """The encoding of a change with the proof that it was written by the store with this identity."""
+    return content + _PROOF_HEAD + _proof(content, identity)
+
+
+def is_proven(content: bytes, identity: str) -> bool:
+    """Whether the content of an entry ends with that proof."""
+    end = len(content) - len(_PROOF_HEAD) - _PROOF_BYTES
+    return end >= 0 and hmac.compare_digest(prove(content[:end], identity), content)
+
+
+def _proof(content: bytes, identity: str) -> bytes:
+    return hashlib.blake2b(content, digest_size=_PROOF_BYTES, key=identity.encode("ascii")).digest()
 
 
 def _is_same(one: Record, other: Record) -> bool:
