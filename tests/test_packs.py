@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -118,6 +121,15 @@ class PackWriterTests(SynchronousTestCase):
         successor.append([b"!"])
         successor.close()
         self.assertEqual((self.directory / pack_name(1)).read_bytes(), b"committed!")
+
+    def test_no_locks_left(self) -> None:
+        """A pack that cannot be locked for want of locks is not kept open."""
+        (self.directory / pack_name(1)).touch()
+        refused = OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        before = os.listdir("/proc/self/fd")
+        with mock.patch.object(fcntl, "flock", side_effect=refused), self.assertRaises(OSError):
+            PackWriter.seize(self.directory, 1)
+        self.assertEqual(os.listdir("/proc/self/fd"), before)
 
     def test_cut_short(self) -> None:
         """A pack that is shorter than its committed end is not appended to."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
-from unittest import SkipTest
+from unittest import SkipTest, mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -125,3 +127,12 @@ class PrepareTests(SynchronousTestCase):
         self.assertIn("being repaired", self.refusal())
         os.close(fd)
         prepare(self.path)
+
+    def test_no_locks_left(self) -> None:
+        """A repository that cannot be locked for want of locks is refused in one sentence, and not kept open."""
+        prepare(self.path)
+        refused = OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        before = os.listdir("/proc/self/fd")
+        with mock.patch.object(fcntl, "flock", side_effect=refused):
+            self.assertIn(refused.strerror, self.refusal())
+        self.assertEqual(os.listdir("/proc/self/fd"), before)

@@ -192,6 +192,9 @@ class Layout:
                 if exclusive
                 else f"{self.root} is being repaired by 'artifactserver fsck': start again when that has finished"
             ) from None
+        except OSError as error:
+            os.close(fd)
+            raise _cannot(self.root, error) from error
         return fd
 
 

@@ -182,16 +182,21 @@ class PackWriter:
 
     @staticmethod
     def seize(directory: Path, pack: int) -> int | None:
-        """A locked descriptor of a pack that nobody appends to any more, or `None` if somebody does."""
+        """A locked descriptor of a pack that nobody appends to any more, or `None` if somebody does.
+
+        :raises OSError: if it can be neither opened nor locked.
+        """
         try:
             fd = os.open(directory / pack_name(pack), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(fd)
-            return None
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
         return fd
 
     @classmethod
