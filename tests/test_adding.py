@@ -91,6 +91,7 @@ class AddingTests(LocalStoreTestCase):
         here, one, two, large = random_blob(), random_blob(), random_blob(), random_blob(100_000)
         self.assertEqual(await store.add_many([here, two]), [None, None])
         store._room._head_room = 2**62
+        store._room._granted = 0
         bad = Blob(one.digest, b"bad")
         outcomes = await store.add_many([one, here, bad, large, one, two])
         kinds = [type(outcome) for outcome in outcomes]

@@ -548,7 +548,7 @@ class SliceTests(TestCase):
             request.requests[position].digest.hash = f"bad {position}"
         request.requests[7].data = b"other"
         read = reapi.BatchReadBlobsRequest(digests=[each.digest for each in request.requests])
-        call = Call(Caller("test"), {})
+        call = Call(PULLER, {})
         for cut in (1, 4, 5, 100):
             service = ContentAddressableStorage(MemoryStore(lambda: 0.0), Turns(reactor))
             service.slice = service.read_slice = cut
@@ -572,6 +572,6 @@ class SliceTests(TestCase):
         for cut in (1, 2, 4, 100):
             service = ContentAddressableStorage(store, Turns(reactor))
             service.slice = cut
-            answer = await service.FindMissingBlobs(request, Call(Caller("test"), {}))
+            answer = await service.FindMissingBlobs(request, Call(PULLER, {}))
             found = reapi.FindMissingBlobsResponse.FromString(answer)
             self.assertEqual(list(found.missing_blob_digests), list(map(message_of, (gone, other, another))))
