@@ -32,6 +32,8 @@ class Remote:
     :ivar server: the server's certificate, for one that the system's roots do not vouch for.
     :ivar client: the certificate that the client shows.
     :ivar token: a file with the token that it shows; BuildStream 2 alone has that, and over TLS.
+    :ivar patient: whether to try again where there is no connection, as BuildStream 2 does for ten seconds unless it is
+        told otherwise.
     """
 
     url: str
@@ -41,6 +43,7 @@ class Remote:
     instance: str | None = None
     type: str | None = None
     token: Path | None = None
+    patient: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +241,9 @@ class BuildStream2(_BuildStream):
                     lines.append(f"    type: {remote.type}")
                 if remote.instance is not None:
                     lines.append(f"    instance-name: {remote.instance}")
+                if not remote.patient:
+                    # None at all is taken for nothing that was said.
+                    lines += ["    connection-config:", "      retry-limit: 1", "      retry-delay: 1"]
                 if remote.server is not None or remote.client is not None:
                     lines += ["    auth:", *_certificates(remote, "      ")]
                     if remote.token is not None:

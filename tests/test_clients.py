@@ -21,12 +21,19 @@ from twisted.trial.unittest import SynchronousTestCase
 from artifactserver.tokens import token_file
 from tests.buildstream import BuildStream1, BuildStream2, Entry, Project, Remote, find_program, snapshot, write_project
 from tests.certificates import CertificateFiles, certificate, server_certificate
+from tests.credentials import CREDENTIALS, Credential, May, Ports
 from tests.processes import Finished, Server, free_port
 
 TOP = "everything.bst"
 
-#: What BuildStream shows when it gets no connection; the words after it depend on its version.
-NO_CONNECTION = "failed to connect|Connect Failed|Socket closed|UNAVAILABLE|Connection reset|Broken pipe"
+#: A part of the project that is quickly pushed.
+SMALL = "more.bst"
+
+#: What BuildStream says of a remote to which it gets no connection; the words behind it depend on its version.
+NO_CONNECTION = (
+    "Failed to initialize remote URL: "
+    ".*(failed to connect|Connect Failed|Socket closed|UNAVAILABLE|Connection reset|Broken pipe)"
+)
 
 if TYPE_CHECKING:
     _TestCase = SynchronousTestCase
@@ -39,14 +46,13 @@ else:
 class Workshop:
     """What takes a while to make, and no test changes: a project that one user has built, and certificates.
 
-    :ivar bundle: certificates of clients that may connect: `client` and another one, but not `stranger`.
+    :ivar bundle: certificates of clients that may connect: `client` and another one.
     """
 
     place: Path
     project: Project
     server: CertificateFiles
     client: CertificateFiles
-    stranger: CertificateFiles
     bundle: Path
 
     @classmethod
@@ -56,7 +62,7 @@ class Workshop:
         bundle = place / "authorized.crt"
         bundle.write_bytes(certificate().pem + client.certificate.read_bytes())
         project = write_project(place / "project", generation)
-        return cls(place, project, server_certificate().write(place), client, certificate().write(place), bundle)
+        return cls(place, project, server_certificate().write(place), client, bundle)
 
 
 class _ClientTests(_TestCase):
@@ -66,9 +72,14 @@ class _ClientTests(_TestCase):
     DEFAULT: str
     GENERATION: int
     Client: type[BuildStream1] | type[BuildStream2]
-    NOT_THERE: str
     NO_PUSH: str
     PUBLIC: str
+
+    #: What is said of a remote that lacks what is asked for.
+    ABSENT: str
+
+    #: What is said of a remote when something is pushed there, by what one may do.
+    PUSHING: dict[May, str]
 
     #: What the tests of one class share; made by the first of them.
     workshop: Workshop | None = None
@@ -97,7 +108,7 @@ class _ClientTests(_TestCase):
         return server.start()
 
     def serve_tls(self, *options: str) -> Server:
-        """Start a server that wants certificates: the workshop's `client` is good, its `stranger` is not."""
+        """Start a server that wants certificates: the workshop's `client` is good."""
         return self.serve(
             "--enable-push",
             *("--server-key", str(self.shared.server.key)),
@@ -169,7 +180,7 @@ class _ClientTests(_TestCase):
         remote = Remote(f"http://localhost:{self.serve('--enable-push').port}")
         user = self.new_user()
         pulled = self.succeeds(user.pull(TOP, remote))
-        self.says(pulled, self.NOT_THERE)
+        self.says_of(remote, pulled, self.ABSENT)
         self.has_nothing(user)
 
     def test_push_where_push_is_off(self) -> None:
@@ -186,7 +197,7 @@ class _ClientTests(_TestCase):
         reader = Remote(remote.url, push=False)
         user = self.new_user()
         pulled = self.succeeds(user.pull(TOP, reader))
-        self.says(pulled, self.NOT_THERE)
+        self.says_of(remote, pulled, self.ABSENT)
         self.succeeds(user.checkout("composed.bst", user.place / "checkout"))
         self.same_trees(snapshot(user.place / "checkout"), self.project.expected)
 
@@ -212,23 +223,39 @@ class _ClientTests(_TestCase):
         self.assertNotEqual(refused.status, 0, refused)
         self.says(refused, self.PUBLIC)
 
-    def test_tls_stranger(self) -> None:
-        """A client certificate that the bundle does not hold is refused, though it has the same name."""
-        server = self.serve_tls()
-        self.succeeds(self.builder.push(TOP, self.tls_remote(server, self.shared.client)))
-        self.refused(server, self.shared.stranger)
+    def test_credentials(self) -> None:
+        """Whatever a user shows, on every port, they may do what the table says, and are told what they may not."""
+        ports = Ports(self.place, self.addCleanup)
+        for credential in CREDENTIALS:
+            remotes = self.remotes(ports, credential)
+            pushed = self.builder.push(SMALL, *remotes.values())
+            for port, remote in remotes.items():
+                self.says_of(remote, pushed, self.PUSHING[credential.may(port)])
 
-    def test_tls_no_certificate(self) -> None:
-        """Where client certificates are asked for, whoever shows none is refused."""
-        server = self.serve_tls()
-        self.succeeds(self.builder.push(TOP, self.tls_remote(server, self.shared.client)))
-        self.refused(server, None)
-
-    def refused(self, server: Server, client: CertificateFiles | None) -> None:
+    def test_no_credentials(self) -> None:
+        """Who has no certificate pulls where none is required, and gets no connection where one is."""
+        ports = Ports(self.place, self.addCleanup)
         user = self.new_user()
-        pulled = user.pull(TOP, self.tls_remote(server, client))
-        self.says(pulled, NO_CONNECTION)
-        self.has_nothing(user)
+        for credential in CREDENTIALS:
+            if credential.shows is None:
+                remotes = self.remotes(ports, credential)
+                # What nobody has pushed is looked for at every port.
+                pulled = user.pull(SMALL, *(replace(remote, push=False) for remote in remotes.values()))
+                for port, remote in remotes.items():
+                    connects = credential.may(port) is not May.NOTHING
+                    self.says_of(remote, pulled, self.ABSENT if connects else NO_CONNECTION)
+
+    def says_of(self, remote: Remote, finished: Finished, pattern: str) -> None:
+        self.says(finished, pattern.replace("URL", remote.url))
+
+    def remotes(self, ports: Ports, credential: Credential) -> dict[str, Remote]:
+        """What a user configures who shows this."""
+        files = credential.write(self.place)
+        scheme, server = ("https", ports.server) if credential.tls else ("http", None)
+        return {
+            port: Remote(f"{scheme}://localhost:{number}", server=server, client=files, patient=False)
+            for port, number in ports.numbers.items()
+        }
 
 
 class BuildStream1Tests(_ClientTests, SynchronousTestCase):
@@ -238,8 +265,13 @@ class BuildStream1Tests(_ClientTests, SynchronousTestCase):
     DEFAULT = "/usr/bin/bst"
     GENERATION = 1
     Client = BuildStream1
-    NOT_THERE = r"Remote \(http://localhost:\d+\) does not have [0-9a-f]{8} cached"
     NO_PUSH = PUBLIC = "does not allow push"
+    ABSENT = r"Remote \(URL\) does not have [0-9a-f]{8} cached"
+    PUSHING = {
+        May.NOTHING: NO_CONNECTION,
+        May.PULL: "Failed to initialize remote URL: .*does not allow push",
+        May.PUSH: r"Pushed artifact [0-9a-f]{8} -> URL|Remote \(URL\) already has [0-9a-f]{8} cached",
+    }
 
 
 class BuildStream2Tests(_ClientTests, SynchronousTestCase):
@@ -249,9 +281,14 @@ class BuildStream2Tests(_ClientTests, SynchronousTestCase):
     DEFAULT = "bst"
     GENERATION = 2
     Client = BuildStream2
-    NOT_THERE = r"Remote \(http://localhost:\d+\) does not have artifact [0-9a-f]{8} cached"
     NO_PUSH = "PERMISSION_DENIED.*--enable-push"
     PUBLIC = "PERMISSION_DENIED.*this is the public port.* with a client certificate"
+    ABSENT = r"Remote \(URL\) does not have artifact [0-9a-f]{8} cached"
+    PUSHING = {
+        May.NOTHING: NO_CONNECTION,
+        May.PULL: "Failed to initialize remote URL: .*PERMISSION_DENIED.*(you need a client certificate|public port)",
+        May.PUSH: r"Pushed artifact [0-9a-f]{8} -> URL|Remote \(URL\) already has artifact [0-9a-f]{8} cached",
+    }
 
     builder: BuildStream2
 
@@ -292,7 +329,7 @@ class BuildStream2Tests(_ClientTests, SynchronousTestCase):
         self.succeeds(self.builder.push(TOP, there))
         for elsewhere in (Remote(url), Remote(url, instance="another")):
             user = self.new_user(f"at-{elsewhere.instance}")
-            self.says(self.succeeds(user.pull(TOP, elsewhere)), self.NOT_THERE)
+            self.says_of(elsewhere, self.succeeds(user.pull(TOP, elsewhere)), self.ABSENT)
             self.has_nothing(user)
         self.pulls_everything(self.new_user(), there)
 

@@ -1,17 +1,14 @@
-"""A server over TLS with real clients: who gets in, and what becomes of them when its files change while it runs."""
+"""A server over TLS with real clients, when its files change while it runs: who comes, who goes, and who stays."""
 
 from __future__ import annotations
 
 import functools
 import os
-import shutil
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from unittest import SkipTest
 
 import grpc
 from twisted.trial.unittest import SynchronousTestCase
@@ -33,10 +30,7 @@ WITHIN = 8.0
 MANY = 200
 
 SERVER = server_certificate()
-ALICE, BOB, MALLORY = certificate(), certificate(), certificate()
-LEAF = certificate("leaf", authority=False)
-EXPIRED = certificate(expired=True)
-ROOT = certificate("root")
+ALICE, BOB = certificate(), certificate()
 
 
 class _Running(SynchronousTestCase):
@@ -88,74 +82,6 @@ class _Running(SynchronousTestCase):
         context.load_cert_chain(files.certificate, files.key)
         context.set_alpn_protocols(protocols)
         return context
-
-
-class WhoTests(_Running):
-    """Who gets in."""
-
-    def openssl(self, version: str, shows: Certificate | None, chain: Sequence[Certificate] = ()) -> str:
-        """What ``openssl s_client`` says and hears when it asks for a page."""
-        command = ["openssl", "s_client", "-quiet", version, "-connect", f"localhost:{self.server.port}"]
-        files = self.write(shows)
-        if files is not None:
-            command += ["-cert", str(files.certificate), "-key", str(files.key)]
-        if chain:
-            (self.place / "chain.pem").write_bytes(b"".join(each.pem for each in chain))
-            command += ["-cert_chain", str(self.place / "chain.pem")]
-        request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        done = subprocess.run(
-            command,
-            input=request,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=30,
-            env=environment(self.place / "home"),
-            check=False,
-        )
-        return done.stdout.decode("utf-8", "replace")
-
-    def test_everybody(self) -> None:
-        """The certificates in the bundle and those that its authorities signed; nobody else, who is told why."""
-        if shutil.which("openssl") is None:
-            raise SkipTest("there is no openssl here")
-        self.serve(ALICE, BOB, LEAF, EXPIRED, ROOT)
-        good: tuple[tuple[Certificate, tuple[Certificate, ...]], ...] = (
-            (ALICE, ()),
-            (BOB, ()),
-            (LEAF, ()),
-            (certificate("x", issuer=ROOT), ()),
-            # The manual's certificates can sign others.
-            (certificate("x", issuer=ALICE), (ALICE,)),
-        )
-        bad: tuple[tuple[Certificate | None, tuple[Certificate, ...], str], ...] = (
-            (MALLORY, (), "unknown ca"),
-            (certificate("x", issuer=MALLORY), (MALLORY,), "unknown ca"),
-            (certificate("x", issuer=LEAF), (LEAF,), "alert"),
-            (EXPIRED, (), "certificate expired"),
-            (certificate("x", issuer=ROOT, expired=True), (), "certificate expired"),
-            (None, (), "handshake failure|certificate required"),
-        )
-        for shows, chain in good:
-            for version in ("-tls1_2", "-tls1_3"):
-                self.assertIn("HTTP/1.1 404", self.openssl(version, shows, chain))
-            self.assertTrue(self.grpcio(shows))
-        for stranger, chain, why in bad:
-            for version in ("-tls1_2", "-tls1_3"):
-                said = self.openssl(version, stranger, chain)
-                self.assertNotIn("HTTP/1.1", said)
-                self.assertRegex(said, why)
-            self.assertFalse(self.grpcio(stranger))
-
-    def test_without_tls(self) -> None:
-        """Who does without TLS does not get in; HTTP/1.1 is told so, and the log has a line."""
-        self.serve(ALICE)
-        door = Door(self.server.port)
-        self.addCleanup(door.close)
-        status, text = door.ask("GET")
-        self.assertEqual(status, 400)
-        self.assertIn("https://", text)
-        self.assertIs(door.call(CAPABILITIES)[0], grpc.StatusCode.UNAVAILABLE)
-        self.assertEqual(self.server.said().count("spoke HTTP in clear text"), 1)
 
 
 class ChangeTests(_Running):
