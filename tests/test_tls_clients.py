@@ -6,8 +6,10 @@ import functools
 import os
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -30,7 +32,7 @@ WITHIN = 8.0
 MANY = 200
 
 SERVER = server_certificate()
-ALICE, BOB = certificate(), certificate()
+ALICE, BOB, CAROL = certificate(), certificate(), certificate()
 
 
 class _Running(SynchronousTestCase):
@@ -41,12 +43,13 @@ class _Running(SynchronousTestCase):
         self.bundle = self.place / "authorized.crt"
         self.shown: dict[str, CertificateFiles] = {}
 
-    def serve(self, *bundle: Certificate) -> None:
+    def serve(self, *bundle: Certificate, options: Sequence[str] = ()) -> None:
         self.bundle.write_bytes(b"".join(each.pem for each in bundle))
         self.server = Server(
             self.place / "repo",
             *("--server-key", str(self.files.key), "--server-cert", str(self.files.certificate)),
             *("--client-certs", str(self.bundle), "--enable-push"),
+            *options,
         )
         self.addCleanup(self.server.kill)
         self.server.start()
@@ -58,9 +61,15 @@ class _Running(SynchronousTestCase):
             self.shown[shows.fingerprint] = shows.write(self.place)
         return self.shown[shows.fingerprint]
 
-    def grpcio(self, shows: Certificate | None) -> bool:
-        """Whether grpcio gets an answer."""
+    def door(self, shows: Certificate | None) -> Door:
+        """A client with grpcio, for whoever shows this."""
         door = Door(self.server.port, self.files, self.write(shows))
+        self.addCleanup(door.close)
+        return door
+
+    def grpcio(self, shows: Certificate | None) -> bool:
+        """Whether a new client with grpcio gets an answer."""
+        door = self.door(shows)
         try:
             return door.call(CAPABILITIES)[0] is grpc.StatusCode.OK
         finally:
@@ -84,6 +93,26 @@ class _Running(SynchronousTestCase):
         return context
 
 
+@contextmanager
+def calling(door: Door) -> Iterator[list[grpc.StatusCode]]:
+    """Somebody who calls again and again meanwhile; how these calls end, of which there is one at least."""
+    ended: list[grpc.StatusCode] = []
+    done = threading.Event()
+
+    def call_again() -> None:
+        while not done.is_set() or not ended:
+            ended.append(door.call(CAPABILITIES)[0])
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=call_again)
+    thread.start()
+    try:
+        yield ended
+    finally:
+        done.set()
+        thread.join()
+
+
 class ChangeTests(_Running):
     """What changes while the server runs."""
 
@@ -96,10 +125,21 @@ class ChangeTests(_Running):
 
     def test_come_and_go(self) -> None:
         """Who is appended gets in at once; who is taken out is out, on open connections too, and nobody else is."""
-        self.serve(ALICE)
+        self.come_and_go()
+
+    def test_private(self) -> None:
+        """So it is on a private port, where who has no certificate gets a connection and no more."""
+        self.come_and_go("--client-certs-optional", "--private")
+        self.assertIs(self.door(None).call(CAPABILITIES)[0], grpc.StatusCode.PERMISSION_DENIED)
+
+    def come_and_go(self, *options: str) -> None:
+        self.serve(ALICE, options=options)
         self.assertFalse(self.grpcio(BOB))
         self.append(BOB)
         self.assertTrue(self.grpcio(BOB))
+        doors = {who: self.door(who) for who in (ALICE, BOB)}
+        for who in (ALICE, BOB):
+            self.assertIs(doors[who].call(CAPABILITIES)[0], grpc.StatusCode.OK)
         watching = {who: self.connect(who, "h2") for who in (ALICE, BOB)}
         pages = {who: self.connect(who, "http/1.1") for who in (ALICE, BOB)}
         for who in (ALICE, BOB):
@@ -109,8 +149,10 @@ class ChangeTests(_Running):
         heard = self.heard_to_the_end(watching[BOB])
         self.assertEqual([each.code for each in wire.parse(heard) if each.kind == wire.GOAWAY], [0])
         self.assertEqual(self.heard_to_the_end(pages[BOB]), b"")
+        self.assertIs(doors[BOB].call(CAPABILITIES)[0], grpc.StatusCode.UNAVAILABLE)
+        self.assertIs(doors[ALICE].call(CAPABILITIES)[0], grpc.StatusCode.OK)
         self.assertFalse(self.grpcio(BOB))
-        self.assertIn("taken out: 2", self.server.said())
+        self.assertIn("taken out: 3", self.server.said())
         self.page(pages[ALICE])
         self.ping(watching[ALICE])
         self.assertNotIn("Traceback", self.server.said())
@@ -143,13 +185,17 @@ class ChangeTests(_Running):
         return heard
 
     def test_many(self) -> None:
-        """So it is with very many connections: those of the one end at once, those of the other go on."""
+        """So it is with very many connections: who comes gets in beside them, and of who goes all of them end."""
         self.serve(ALICE, BOB)
         connections = [(who, self.connect(who, "h2")) for who in (ALICE, BOB) * (MANY // 2)]
         for _, connection in connections:
             connection.sendall(HELLO)
             self.ping(connection)
-        self.bundle.write_bytes(BOB.pem)
+        self.append(CAROL)
+        self.assertTrue(self.grpcio(CAROL))
+        for _, connection in connections:
+            self.ping(connection)
+        self.bundle.write_bytes(BOB.pem + CAROL.pem)
         began = time.monotonic()
         for who, connection in connections:
             if who is ALICE:
@@ -158,6 +204,7 @@ class ChangeTests(_Running):
         for who, connection in connections:
             if who is BOB:
                 self.ping(connection)
+        self.assertFalse(self.grpcio(ALICE))
         self.assertIn(f"taken out: {MANY // 2}", self.server.said())
 
     def test_renewed(self) -> None:
@@ -180,6 +227,52 @@ class ChangeTests(_Running):
         self.assertEqual(self.certificate_at(both), ssl.PEM_cert_to_DER_cert(renewed.pem.decode()))
         self.page(before)
         self.assertNotIn("does not belong", self.server.said())
+
+    def test_certbot(self) -> None:
+        """A renewal as certbot makes it: links are taken away, and made anew; calls of who is connected go on."""
+        renewed = server_certificate()
+        both = self.place / "roots.pem"
+        both.write_bytes(SERVER.pem + renewed.pem)
+        live = self.certbot_directories(SERVER, renewed)
+        old = self.files
+        self.files = CertificateFiles(certificate=live / "fullchain.pem", key=live / "privkey.pem")
+        self.serve(ALICE)
+        # It trusts the old certificate alone, so that it cannot connect again unnoticed.
+        self.files = old
+        door = self.door(ALICE)
+        self.assertIs(door.call(CAPABILITIES)[0], grpc.StatusCode.OK)
+        with calling(door) as ended:
+            for name in ("cert", "privkey", "chain", "fullchain"):
+                link = live / f"{name}.pem"
+                target = os.readlink(link)
+                link.unlink()
+                self.assertEqual(self.certificate_at(both), ssl.PEM_cert_to_DER_cert(SERVER.pem.decode()), name)
+                link.symlink_to(target.replace("1.pem", "2.pem"))
+            self.assertEqual(self.certificate_at(both), ssl.PEM_cert_to_DER_cert(renewed.pem.decode()))
+            # Longer than it takes to end connections that have lost their right.
+            time.sleep(3)
+        self.assertEqual(set(ended), {grpc.StatusCode.OK})
+        self.assertEqual(self.certificate_at(both), ssl.PEM_cert_to_DER_cert(renewed.pem.decode()))
+        self.assertFalse(self.grpcio(ALICE))
+        self.files = CertificateFiles(certificate=both, key=old.key)
+        self.assertTrue(self.grpcio(ALICE))
+        for word in ("does not belong", "No such file", "Traceback"):
+            self.assertNotIn(word, self.server.said())
+
+    def certbot_directories(self, *versions: Certificate) -> Path:
+        """Certbot's folders with these certificates, and links to the first of them; the folder of the links."""
+        live, archive = self.place / "live/localhost", self.place / "archive/localhost"
+        for directory in (live, archive):
+            directory.mkdir(parents=True)
+        for number, version in enumerate(versions, start=1):
+            contents = {"cert": version.pem, "chain": b"", "fullchain": version.pem, "privkey": version.key_pem}
+            for name, content in contents.items():
+                path = archive / f"{name}{number}.pem"
+                path.touch(mode=0o600)
+                path.write_bytes(content)
+        for name in ("cert", "chain", "fullchain", "privkey"):
+            (live / f"{name}.pem").symlink_to(f"../../archive/localhost/{name}1.pem")
+        return live
 
     def certificate_at(self, roots: Path) -> bytes | None:
         """What the server shows to a new connection, in DER form."""

@@ -23,6 +23,9 @@ STATUS = "/buildstream.v2.ReferenceStorage/Status"
 #: Seconds within which a connection has to be ended that relies on a token which was revoked.
 WITHIN = 8.0
 
+#: How many connections are open at once.
+MANY = 200
+
 
 class TokenChangeTests(SynchronousTestCase):
     """A server with two tokens."""
@@ -110,6 +113,26 @@ class TokenChangeTests(SynchronousTestCase):
         calls["ci"].sendall(frame(wire.PING, payload=b"8 bytes."))
         self.hear(calls["ci"], b"8 bytes.")
         self.assertIn("taken out: 2", self.server.said())
+
+    def test_many(self) -> None:
+        """So it is with very many connections: who comes is let in beside them, and of who goes all of them end."""
+        secrets = {"alice": self.alice, "ci": self.ci}
+        connections = [(who, self.watching(secrets[who])) for who in list(secrets) * (MANY // 2)]
+        (secret,) = [word for word in self.command("add", "bob") if word.startswith("ast_")]
+        self.assertTrue(self.may(secret))
+        self.command("revoke", "alice")
+        began = time.monotonic()
+        for who, connection in connections:
+            if who == "alice":
+                self.heard_to_the_end(connection)
+        self.assertLess(time.monotonic() - began, WITHIN)
+        for who, connection in connections:
+            if who == "ci":
+                connection.sendall(frame(wire.PING, payload=b"8 bytes."))
+                self.hear(connection, b"8 bytes.")
+        self.assertFalse(self.may(self.alice))
+        self.assertTrue(self.may(secret))
+        self.assertIn(f"taken out: {MANY // 2}", self.server.said())
 
     def test_broken(self) -> None:
         """A file that is broken is told of with its line, and the tokens that were good before still are."""
