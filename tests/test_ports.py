@@ -6,6 +6,7 @@ Each test starts one server and asks it everything, with grpcio and with Python'
 from __future__ import annotations
 
 import http.client
+import itertools
 import re
 import ssl
 from collections.abc import Iterable, Sequence
@@ -29,6 +30,9 @@ TIMEOUT = 20.0
 
 #: HTTP's methods, with the right that each needs.
 HTTP = {"GET": Right.PULL, "HEAD": Right.PULL} | dict.fromkeys(("PUT", "POST", "DELETE", "OPTIONS"), Right.PUSH)
+
+#: Paths of HTTP: none, a blob's, and one of gRPC.
+PATHS = ("/", f"/cas/{'0' * 64}", "/buildstream.v2.ReferenceStorage/Status")
 
 NOTHING: tuple[Right, ...] = ()
 PULL = (Right.PULL,)
@@ -88,14 +92,14 @@ class Door:
             return error.code(), error.details() or "", b""
         return grpc.StatusCode.OK, "", answer
 
-    def ask(self, method: str) -> tuple[int, str]:
+    def ask(self, method: str, path: str = "/") -> tuple[int, str]:
         """How an HTTP request is answered."""
         if self._context is None:
             client = http.client.HTTPConnection("localhost", self.port, timeout=TIMEOUT)
         else:
             client = http.client.HTTPSConnection("localhost", self.port, timeout=TIMEOUT, context=self._context)
         try:
-            client.request(method, "/anything", b"content" if HTTP[method] is Right.PUSH else None, self._shown)
+            client.request(method, path, b"content" if HTTP[method] is Right.PUSH else None, self._shown)
             response = client.getresponse()
             return response.status, response.read().decode()
         finally:
@@ -151,12 +155,12 @@ class PortTests(SynchronousTestCase):
             else:
                 self.assertEqual(code, grpc.StatusCode.PERMISSION_DENIED, f"{path}: {said}")
                 self.assertRegex(said, f"^{why}$")
-        for method, right in HTTP.items():
-            status, said = door.ask(method)
+        for path, (method, right) in itertools.product(PATHS, HTTP.items()):
+            status, said = door.ask(method, path)
             if right in rights:
-                self.assertEqual(status, 404, method)
+                self.assertEqual(status, 404, f"{method} {path}")
             else:
-                self.assertEqual(status, 401 if asked else 403, method)
+                self.assertEqual(status, 401 if asked else 403, f"{method} {path}")
                 self.assertRegex(said, "^$" if method == "HEAD" else f"^{why}\n$")
         self.announces(door, rights)
 
@@ -193,6 +197,17 @@ class PortTests(SynchronousTestCase):
         for shown in (None, HOLDER):
             self.may(self.door(server.port, shown), PULL, why)
         self.may(self.door(self.public_port), PULL, why)
+
+    def test_push_is_off_for_everybody(self) -> None:
+        """So it is where nobody is asked for anything, and where nobody gets in without a certificate."""
+        why = "this server does not accept uploads: it was started without --enable-push"
+        server = self.serve(public=True)
+        for port in (server.port, self.public_port):
+            self.may(self.door(port, tls=False), PULL, why)
+        server.kill()
+        server = self.serve(certificates=True)
+        self.may(self.door(server.port, HOLDER), PULL, why)
+        self.kept_out(server.port, [None, STRANGER, EXPIRED, SIGNED_BY_A_CLIENT])
 
     def test_two_ports(self) -> None:
         """Those with a certificate push to the main port; everybody else pulls, from the public one."""
@@ -265,6 +280,32 @@ class PortTests(SynchronousTestCase):
         self.may(self.door(server.port, tls=False, token=pusher), PUSH)
         self.refused(self.door(server.port, tls=False, token="guess"))
         self.assertIn("in clear text, for everybody on the way to read", server.said())
+
+    def test_push_is_off_for_tokens(self) -> None:
+        """Without --enable-push no token lets push, on no port, and nobody is asked for one in order to."""
+        puller, pusher = (token_file.add(self.tokens, name, push=name == "ci") for name in ("alice", "ci"))
+        server = self.serve("--tokens", str(self.tokens), public=True, tls=True)
+        why = "this server does not accept uploads: it was started without --enable-push"
+        for port in (server.port, self.public_port):
+            for token in (None, puller, pusher):
+                self.may(self.door(port, token=token), PULL, why)
+            self.refused(self.door(port, token=f"{pusher}x"))
+
+    def test_push_is_off_in_private(self) -> None:
+        """On a private port without --enable-push, who can show something pulls, and nobody else does even that."""
+        token = token_file.add(self.tokens, "ci", push=True)
+        options = ("--private", "--client-certs-optional", "--tokens", str(self.tokens))
+        server = self.serve(*options, certificates=True)
+        for shown, secret in ((HOLDER, None), (None, token), (HOLDER, token)):
+            self.may(self.door(server.port, shown, token=secret), PULL, "this server does not accept uploads: .*")
+        door = self.door(server.port)
+        why = "you need a client certificate or a token to pull here: give one that the server knows"
+        for path, right in RIGHTS.items():
+            code, said, _ = door.call(path)
+            self.assertEqual(code is grpc.StatusCode.PERMISSION_DENIED, right is not Right.NONE, f"{path}: {said}")
+        self.assertEqual(door.ask("GET"), (401, f"{why}\n"))
+        self.assertEqual(door.ask("PUT")[0], 403)
+        self.kept_out(server.port, [STRANGER])
 
     def test_tokens_and_certificates(self) -> None:
         """Rights add up, one or the other is enough, and with a bad token nobody gets in, certificate or not."""
