@@ -66,7 +66,7 @@ class StreamingExchange(Exchange):
         if messages or ended:
             if self._waiting is not None or not self._begun:
                 self._carrier.wake(self)
-        elif self._hungry:
+        elif self._hungry and not self._messages:
             self._release()
         self._count()
 
