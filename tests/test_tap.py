@@ -380,8 +380,8 @@ class BuildTests(SynchronousTestCase):
     def test_token_file(self) -> None:
         """A file of tokens that is missing, or is none, is named, with the line if there is one."""
         path, repo = self.place / "tokens", str(self.place / "repo")
-        self.refused("tokens cannot be read .*: give --tokens a file that is there", "--tokens", str(path), repo)
-        self.refused("cannot be read|is no file", "--tokens", str(self.place), repo)
+        self.refused("tokens cannot be read .*: give --tokens a file that", "--tokens", str(path), repo)
+        self.refused("is no file", "--tokens", str(self.place), repo)
         path.write_text("alice:s3cret\n")
         self.refused(f"line 1 of {path} is not 'artifactserver tokens", "--tokens", str(path), repo)
         path.write_text(f"{HEADING}\n# ours\nalice s3cret\n")

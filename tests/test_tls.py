@@ -25,7 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from artifactserver.complaints import Complaints
-from artifactserver.tls import alerts
+from artifactserver.tls import alerts, pem
 from artifactserver.tls.server import ServerTls, TlsProblem, identity_of, server_tls
 from tests.certificates import Certificate, certificate, server_certificate
 
@@ -431,7 +431,20 @@ class FileTests(_Files):
         self.refused("gone cannot be read .*: give --server-key", gone, self.cert)
         self.refused("gone cannot be read .*: give --server-cert", self.key, gone)
         self.refused("gone cannot be read .*: give --client-certs", self.key, self.cert, gone)
-        self.refused(f"{self.place} cannot be read .Is a directory.: give --server-key", self.place, self.cert)
+        self.refused(f"{self.place} is no file: give --server-key a PEM file", self.place, self.cert)
+
+    def test_without_end(self) -> None:
+        """What has no end, or none yet, is not waited for, and neither is a file that is far too large."""
+        pipe = self.place / "pipe"
+        os.mkfifo(pipe)
+        self.refused("pipe is no file: give --client-certs", self.key, self.cert, pipe)
+        self.refused("/dev/zero is no file: give --server-key", Path("/dev/zero"), self.cert)
+        self.patch(pem, "MAX_FILE_BYTES", len(ALICE.pem))
+        bundle = self.file("bundle", ALICE.pem)
+        self.assertEqual(len(pem.read_bundle(bundle, "--client-certs")), 1)
+        bundle = self.file("bundle", ALICE.pem, b"#")
+        problem = self.assertRaises(TlsProblem, pem.read_bundle, bundle, "--client-certs")
+        self.assertRegex(str(problem), "bundle has more than [0-9]+ bytes: give --client-certs")
 
     def test_mixed_up(self) -> None:
         """Key and certificate given the wrong way round, or of two servers."""
@@ -510,6 +523,13 @@ class FileTests(_Files):
         bundle = self.file("bundle", *[b"# somebody\n" + ALICE.pem] * 3000, b"-----BEGIN CERTIFICATE-----\n")
         began = time.monotonic()
         self.refused(f"line {3000 * (ALICE.pem.count(b'%c' % 10) + 1) + 1} of", self.key, self.cert, bundle)
+        self.assertLess(time.monotonic() - began, 3)
+
+    def test_tedious_text(self) -> None:
+        """Text that looks like the beginning of a mark, over and over, is read as fast as any."""
+        bundle = self.file("bundle", ALICE.pem, b"BEGIN " * 20_000, b"\n")
+        began = time.monotonic()
+        server_tls(self.key, self.cert, bundle)
         self.assertLess(time.monotonic() - began, 3)
 
     def test_text_in_a_bundle(self) -> None:

@@ -123,6 +123,15 @@ class BundleChangeTests(_Changes):
         self.bundle.write_bytes(ALICE.pem + BOB.pem)
         self.assertTrue(self.gets_in(BOB))
 
+    def test_pipe(self) -> None:
+        """What takes the bundle's place and would be waited for holds nobody up, and changes nothing."""
+        self.bundle.unlink()
+        os.mkfifo(self.bundle)
+        self.look()
+        self.assertTrue(self.gets_in(ALICE))
+        (warning,) = self.warnings()
+        self.assertIn("authorized.crt is no file: give --client-certs a PEM file", warning)
+
     def test_everybody(self) -> None:
         """A port for everybody asks nobody for a certificate, whatever becomes of the bundle."""
         public = self.tls.for_everybody()

@@ -189,10 +189,12 @@ class FileTests(SynchronousTestCase):
         place = Path(self.mktemp())
         place.mkdir()
         os.mkfifo(place / "pipe")
+        before = len(os.listdir("/dev/fd"))
         for path, pattern in {
-            place / "none": r"none cannot be read \(No such file or directory\): give --tokens a file that is there",
-            place: "cannot be read|is no file",
-            place / "pipe": "pipe is no file: give --tokens one",
+            place / "none": r"none cannot be read \(No such file or directory\): give --tokens a file that 'art",
+            place: "is no file",
+            place / "pipe": "pipe is no file: give --tokens a file that 'artifactserver token add' has made",
             Path("/dev/null"): "is no file",
         }.items():
             self.assertRegex(str(self.assertRaises(TokenProblem, read_tokens, path)), pattern)
+        self.assertEqual(len(os.listdir("/dev/fd")), before)

@@ -18,13 +18,19 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
+from artifactserver.file_content import NoContent, content_of
+
+#: Bytes of a file of keys or certificates: those of 13,000 clients.
+MAX_FILE_BYTES = 16 * 1024 * 1024
+
 #: Where something begins or ends.  Not only at the start of a line: what is appended to a file that does not end with
 #: a line's end begins in the middle of one.
 _MARK = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]+)-----")
 
-#: What no text holds: most control characters, marks that are damaged, and lines of base64, which belong between two
+#: What no text holds: most control characters, marks that are damaged, and lines of base64, which belong between two.
+#: A mark is bounded, or text with many beginnings of one would take hours.
 _NO_TEXT = re.compile(
-    rb"[\0-\x08\x0e-\x1f\x7f]|\b(?:BEGIN|END) [A-Z0-9 ]*(?:CERTIFICATE|KEY)\b|^[A-Za-z0-9+/]{60,}={0,2}\r?$",
+    rb"[\0-\x08\x0e-\x1f\x7f]|\b(?:BEGIN|END) [A-Z0-9 ]{0,40}(?:CERTIFICATE|KEY)\b|^[A-Za-z0-9+/]{60,}={0,2}\r?$",
     re.MULTILINE,
 )
 
@@ -173,8 +179,6 @@ def _name(mark: re.Match[bytes]) -> str:
 
 def _read(path: Path, option: str) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TlsProblem(
-            f"{path} cannot be read ({error.strerror}): give {option} a file that is there and that this user may read"
-        ) from error
+        return content_of(path, MAX_FILE_BYTES)
+    except NoContent as why:
+        raise TlsProblem(f"{path} {why}: give {option} a PEM file that is there and that this user may read") from why

@@ -26,12 +26,12 @@ import hmac
 import os
 import re
 import secrets
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from artifactserver.access import Right
+from artifactserver.file_content import NoContent, content_of
 
 #: The first line of a file of tokens.
 HEADING = "artifactserver tokens, format 1"
@@ -162,19 +162,11 @@ def read_file(path: Path) -> bytes:
     :raises TokenProblem: if it cannot be read, or is too large.
     """
     try:
-        # What is no file may have no end, or none yet.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise TokenProblem(f"{path} is no file: give --tokens one that 'artifactserver token add' has made")
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
+        return content_of(path, MAX_FILE_BYTES)
+    except NoContent as why:
         raise TokenProblem(
-            f"{path} cannot be read ({error.strerror}): give --tokens a file that is there and that this user may read"
-        ) from error
-    if len(content) > MAX_FILE_BYTES:
-        raise TokenProblem(f"{path} has more than {MAX_FILE_BYTES} bytes: that is no file of tokens")
-    return content
+            f"{path} {why}: give --tokens a file that 'artifactserver token add' has made and that this user may read"
+        ) from why
 
 
 def parse(content: bytes, path: Path) -> list[Token]:
