@@ -10,6 +10,7 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.logger import LogLevel
 
+from artifactserver.tls.bundle import Bundle
 from artifactserver.tls.server import ServerTls, identity_of, server_tls
 from artifactserver.watched import SETTLED_LOOKS
 from tests import test_tls
@@ -122,6 +123,21 @@ class BundleChangeTests(_Changes):
         self.assertEqual((self.gets_in(ALICE), self.gets_in(BOB)), (True, False))
         self.bundle.write_bytes(ALICE.pem + BOB.pem)
         self.assertTrue(self.gets_in(BOB))
+
+    def test_same_again(self) -> None:
+        """What says the same as before, as it does when it has settled, is not laid out for OpenSSL once more."""
+        self.bundle.write_bytes(ALICE.pem + BOB.pem)
+        self.assertTrue(self.gets_in(BOB))
+        laid_out: list[Bundle] = []
+        self.patch(Bundle, "install", lambda bundle, store: laid_out.append(bundle))
+        self.look()
+        self.bundle.write_bytes(BOB.pem + b"# once more\n" + ALICE.pem)
+        self.look()
+        self.assertTrue(self.gets_in(BOB))
+        self.assertEqual(laid_out, [])
+        self.bundle.write_bytes(BOB.pem)
+        self.assertTrue(self.gets_in(BOB))
+        self.assertEqual(len(laid_out), 1)
 
     def test_pipe(self) -> None:
         """What takes the bundle's place and would be waited for holds nobody up, and changes nothing."""

@@ -55,6 +55,8 @@ class Rejection:
 class Bundle:
     """The certificates that clients may show, or that may have signed what they show.
 
+    Two are equal if the same certificates are in the same file, in whatever order.
+
     :ivar fingerprints: of every certificate.
     """
 
@@ -63,6 +65,11 @@ class Bundle:
         self.fingerprints = frozenset(map(fingerprint, certificates))
         # One that does not say that it is an authority is none, whatever an old version of X.509 would make of it.
         self._authorities = [each for each in certificates if _may_sign(each)]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Bundle):
+            return NotImplemented
+        return (self.path, self.fingerprints) == (other.path, other.fingerprints)
 
     def install(self, store: crypto.X509Store) -> None:
         """Let OpenSSL look for chains to what is in here."""

@@ -73,7 +73,7 @@ class ServerTls:
         self.complain: Callable[..., None] = self._log.info
         self.settled: Callable[[], None] = lambda: None
         self._made_of = self._material()
-        self._context = self._make_context()
+        self._context = self._make_context(*self._made_of)
 
     def for_everybody(self) -> ServerTls:
         """The same key and certificate for another port, on which nobody is asked for a certificate."""
@@ -84,9 +84,10 @@ class ServerTls:
         for watched in self.watched:
             watched.catch_up()
         material = self._material()
-        if any(now is not then for now, then in zip(material, self._made_of, strict=True)):
-            self._made_of = material
-            self._context = self._make_context()
+        if material != self._made_of:
+            self._context = self._make_context(*material)
+        # Also if it says the same as before: to find that out is quick for what is the same object.
+        self._made_of = material
         connection = SSL.Connection(self._context, None)
         _examinations[connection] = Examination(tlsProtocol)
         return connection
@@ -115,8 +116,8 @@ class ServerTls:
     def _material(self) -> tuple[KeyPair, Bundle | None]:
         return self._pair.value, self._bundle.value if self._bundle is not None else None
 
-    def _make_context(self) -> SSL.Context:
-        pair, bundle = self._made_of
+    def _make_context(self, pair: KeyPair, bundle: Bundle | None) -> SSL.Context:
+        """Takes long for many authorities of one name, since OpenSSL compares each with each: 0.1 s for a thousand."""
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_options(_OPTIONS)
