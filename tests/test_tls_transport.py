@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
@@ -17,7 +20,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -58,6 +61,8 @@ class _Line:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.minimum_version = context.maximum_version = version
+        self._keylog = files.key.with_suffix(".log")
+        context.keylog_filename = str(self._keylog)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.client = context.wrap_bio(self.incoming, self.outgoing)
         self.protocol = _Kept()
@@ -83,6 +88,11 @@ class _Line:
                 self.to_server(self.outgoing.read())
                 return
 
+    def keys(self) -> bytes:
+        """The secret from which the keys of what the client sends come."""
+        lines = (line.split() for line in self._keylog.read_text().splitlines())
+        return next(bytes.fromhex(words[2]) for words in lines if words[0] == "CLIENT_TRAFFIC_SECRET_0")
+
     def to_server(self, data: bytes) -> None:
         if data:
             self.server.dataReceived(data)
@@ -106,6 +116,36 @@ class _Line:
         for message in messages:
             self.client.write(message)
         return self.outgoing.read()
+
+
+class _Rekeying:
+    """What a client sends that changes its keys, made by hand, since Python's ``ssl`` cannot (RFC 8446, section 7.2).
+
+    :param secret: the one of the keys that it begins with; nothing has been sent with them.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._sent = 0
+
+    def _expand(self, label: bytes, size: int) -> bytes:
+        info = size.to_bytes(2, "big") + bytes([6 + len(label)]) + b"tls13 " + label + b"\0"
+        return HKDFExpand(hashes.SHA256(), size, info).derive(self._secret)
+
+    def record(self, kind: bytes, content: bytes) -> bytes:
+        """One record of TLS_AES_128_GCM_SHA256."""
+        head = b"\x17\x03\x03" + (len(content) + 1 + 16).to_bytes(2, "big")
+        nonce = int.from_bytes(self._expand(b"iv", 12), "big") ^ self._sent
+        self._sent += 1
+        sealing = AESGCM(self._expand(b"key", 16))
+        return head + sealing.encrypt(nonce.to_bytes(12, "big"), content + kind, head)
+
+    def ask(self) -> bytes:
+        """A ``KeyUpdate`` that asks for one in return; what follows has the next keys."""
+        record = self.record(b"\x16", b"\x18\0\0\1\1")
+        self._secret = self._expand(b"traffic upd", 32)
+        self._sent = 0
+        return record
 
 
 def _cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
@@ -253,6 +293,22 @@ class TlsTransportTests(SynchronousTestCase):
             line.server.connectionLost(Failure(connectionDone.value))
             assert line.protocol.reason is not None
             self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_new_keys(self) -> None:
+        """A client may ask for new keys, and one that does it all the time is cut off."""
+        line = _Line(self.files)
+        self.patch(tls_transport, "ANSWERED_BYTES", 40)
+        rekeying = _Rekeying(line.keys())
+        with capturedLogs() as events:
+            line.to_server(rekeying.ask())
+            line.to_server(rekeying.record(b"\x17", b"with new ones"))
+            self.assertEqual(line.protocol.pieces, [b"with new ones"])
+            self.assertEqual(events, [])
+            line.to_server(rekeying.ask() + rekeying.record(b"\x17", b"nobody hears this"))
+        self.assertTrue(line.transport.disconnected)
+        self.assertEqual(line.protocol.pieces, [b"with new ones"])
+        (event,) = events
+        self.assertIn("new keys or a new handshake all the time", formatEvent(event))
 
     def test_paused(self) -> None:
         """A producer is paused and resumed by the transport below, through TLS."""

@@ -41,6 +41,11 @@ SLICE_BYTES = 64 * 1024
 #: How much of what OpenSSL has encrypted is sent on at once.
 BUFFER_BYTES = 5 * SLICE_BYTES
 
+#: Bytes that TLS itself may answer on one connection once its handshake is done: when the client asks for new keys, or
+#: for a new handshake.  Nobody above knows of these answers, so a client that asked all the time and never read them
+#: would fill the memory.  This is enough for 2,400 changes of keys; honest clients make one in hundreds of gigabytes.
+ANSWERED_BYTES = 64 * 1024
+
 _buffer = bytearray(BUFFER_BYTES)
 _view = memoryview(_buffer)
 
@@ -66,7 +71,7 @@ def _runs(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield small[0] if len(small) == 1 else b"".join(small)
 
 
-#: Seconds between two log lines about clients that do not speak TLS.
+#: Seconds between two log lines about clients that do not speak TLS, or ask it for answers all the time.
 _COMPLAINT_SECONDS = 60.0
 
 
@@ -77,6 +82,9 @@ class TlsTransport(TLSMemoryBIOProtocol):
 
     # What has come until it is seen whether it is TLS; `None` from then on.
     _first: bytes | None = b""
+
+    # What TLS itself has answered since the handshake.
+    _answered = 0
 
     def _flushSendBIO(self) -> None:
         """Send what OpenSSL has ready."""
@@ -219,7 +227,19 @@ class TlsTransport(TLSMemoryBIOProtocol):
         except Error:
             return Failure()
 
+    def _answer(self) -> None:
+        """Send what it has made to receive, within a bound."""
+        made = self._fetch(0)
+        if not made:
+            return
+        self._send(made)
+        self._answered += made
+        if self._answered > ANSWERED_BYTES and not self._aborted:
+            self.factory.complain_of_answers(self)
+            self.abortConnection()
+
     def _deliver(self, pieces: list[bytes], end: ZeroReturnError | Failure | None) -> None:
+        self._answer()
         if pieces and not self._aborted:
             self.wrappedProtocol.dataReceived(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if end is not None and not self._lostTLSConnection:
@@ -229,8 +249,6 @@ class TlsTransport(TLSMemoryBIOProtocol):
                 self._shutdownTLS()
                 # With no reason of its own, what is above is told that of the transport below.
                 self._tlsShutdownFinished(None)
-        # To receive may also have made something to send.
-        self._flushSendBIO()
 
 
 class TlsFactory(TLSMemoryBIOFactory):
@@ -242,6 +260,7 @@ class TlsFactory(TLSMemoryBIOFactory):
     def __init__(self, tls: IOpenSSLServerConnectionCreator, factory: IProtocolFactory, clock: IReactorTime) -> None:
         super().__init__(tls, False, factory, clock)
         self._complaints = Complaints(self._log, clock, 1 / _COMPLAINT_SECONDS, 1)
+        self._restless = Complaints(self._log, clock, 1 / _COMPLAINT_SECONDS, 1)
 
     def send_away(self, unwanted: Callable[[ITransport], bool]) -> int:
         """End connections, for the protocol above to do in its own way.
@@ -254,9 +273,19 @@ class TlsFactory(TLSMemoryBIOFactory):
             protocol.send_away()
         return len(ending)
 
+    def complain_of_answers(self, transport: ITransport) -> None:
+        """Say, once in a while, that a client has TLS answer it all the time."""
+        self._restless.say(
+            "{peer} was cut off: it asked for new keys or a new handshake all the time", peer=_host_of(transport)
+        )
+
     def complain_of_clear_text(self, transport: ITransport) -> None:
         """Say, once in a while, that a client does without TLS where there is some."""
         self._complaints.say(
             "{peer} spoke HTTP in clear text on a port that speaks TLS: it should use https:// or grpcs://",
-            peer=getattr(transport.getPeer(), "host", "").removeprefix("::ffff:"),
+            peer=_host_of(transport),
         )
+
+
+def _host_of(transport: ITransport) -> str:
+    return getattr(transport.getPeer(), "host", "").removeprefix("::ffff:")
