@@ -124,6 +124,16 @@ class TokenRequestTests(SynchronousTestCase):
                 self.assertEqual(self.ask(request(BAD, method)), b"")
                 self.assertTrue(self.later().startswith(b"HTTP/1.1 401 "), method)
 
+    def test_no_path(self) -> None:
+        """A request for the server as a whole is one like any other."""
+        for method in (b"OPTIONS", b"GET"):
+            self.serve(Attempts(self.clock))
+            self.assertEqual(self.ask(request(BAD, method).replace(b"/x", b"*")), b"")
+            self.assertTrue(self.later().startswith(b"HTTP/1.1 401 "), method)
+            self.serve(Attempts(self.clock), PRIVATE)
+            self.assertTrue(self.ask(request(None, method).replace(b"/x", b"*")).startswith(b"HTTP/1.1 401 "), method)
+            self.assertTrue(self.ask(request(GOOD, method).replace(b"/x", b"*")).startswith(b"HTTP/1.1 404 "), method)
+
     def test_head(self) -> None:
         """HEAD gets the same without the sentence."""
         self.ask(request(BAD, b"HEAD"))

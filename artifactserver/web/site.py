@@ -71,6 +71,12 @@ class _BodylessRequest(Request):
             self.channel.persistent = False
             self.channel.length = 0
 
+    def process(self) -> None:
+        if self.path == b"*":
+            # Twisted answers this one by itself, whoever asks and whatever they have shown.
+            self.path = b"/*"
+        super().process()
+
     def _decide(self, right: Right) -> None:
         caller: Caller | None = self.channel.caller
         assert caller is not None
