@@ -106,6 +106,13 @@ class TokenCommandTests(SynchronousTestCase):
         self.assertRegex(self.err.getvalue(), "could not be printed .* so 'alice' was not added: try again")
         self.assertEqual(len(read_tokens(self.path)), 0)
 
+    def test_list_not_printed(self) -> None:
+        """A list that nobody can read is a failure, told in one sentence."""
+        self.run_token("add", "alice", "--tokens", str(self.path))
+        self.patch(sys, "stdout", Broken())
+        self.assertEqual(administer(["token", "list", "--tokens", str(self.path)]), 1)
+        self.assertRegex(self.err.getvalue(), r"\Aartifactserver token: the list could not be printed [^\n]+\n\Z")
+
     def test_process(self) -> None:
         """In a shell, what is piped on is the token and nothing else."""
         env = environment(self.place / "home") | {"PYTHONPATH": IMPORT_PATH}

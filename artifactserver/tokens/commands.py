@@ -75,8 +75,11 @@ class ListOptions(_TokenCommand):
 
     def run(self) -> None:
         path = self["tokens"]
-        for token in parse(read_file(path), path):
-            print(token.name, right_word(token.rights))  # noqa: T201
+        lines = [f"{token.name} {right_word(token.rights)}\n" for token in parse(read_file(path), path)]
+        try:
+            print(end="".join(lines), flush=True)  # noqa: T201
+        except OSError as error:
+            raise TokenProblem(f"the list could not be printed ({error.strerror}): try again") from error
 
 
 class RevokeOptions(_TokenCommand):
