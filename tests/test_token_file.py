@@ -42,6 +42,14 @@ class ChangeTests(SynchronousTestCase):
     def mode(self) -> int:
         return stat.S_IMODE(self.path.stat().st_mode)
 
+    def test_byte_order_mark(self) -> None:
+        """A mark that an editor has put before the first line is no harm, whatever that line is."""
+        for before in ("", "# ours\n", f"{HEADING}\n"):
+            self.path.write_text(before, encoding="utf-8-sig")
+            self.assertEqual(len(read_tokens(self.path)), 0)
+            add(self.path, "alice", push=False)
+            self.assertEqual(read_tokens(self.path).names, {"alice"})
+
     def test_add(self) -> None:
         """The first token makes the file, for its owner alone; the secret is not in it."""
         secret = add(self.path, "alice", push=True)

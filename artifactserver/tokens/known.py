@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import hashlib
 import hmac
 import os
@@ -157,12 +158,13 @@ def read_tokens(path: Path) -> Tokens:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file of tokens.
+    """The content of a file of tokens, without a byte order mark.
 
     :raises TokenProblem: if it cannot be read, or is too large.
     """
     try:
-        return content_of(path, MAX_FILE_BYTES)
+        # Editors of some systems put a mark before UTF-8, which nobody sees.
+        return content_of(path, MAX_FILE_BYTES).removeprefix(codecs.BOM_UTF8)
     except NoContent as why:
         raise TokenProblem(
             f"{path} {why}: give --tokens a file that 'artifactserver token add' has made and that this user may read"
