@@ -187,14 +187,19 @@ def check(repo: Path, work: Callable[[fsck.Progress], Report]) -> int:
         except RepositoryProblem as problem:
             progress.close()
             return _fail("artifactserver fsck", problem, 2)
-    for sentence in (*report.remarks, *report.problems):
-        print(sentence)  # noqa: T201
+    sentences = [*report.remarks, *report.problems]
     if report.problem_count > len(report.problems):
-        print(f"... and {report.problem_count - len(report.problems)} more")  # noqa: T201
+        sentences.append(f"... and {report.problem_count - len(report.problems)} more")
     found = f"{report.problem_count} problem{'s' * (report.problem_count != 1)}"
-    print(  # noqa: T201
+    sentences.append(
         f"{repo}: {found} in {report.blobs} blobs ({report.content_bytes} bytes) and {report.records} records"
     )
+    try:
+        print("\n".join(sentences), flush=True)  # noqa: T201
+    except OSError as error:
+        return _fail(
+            "artifactserver fsck", f"{repo}: {found}, but the report could not be printed ({error.strerror})", 2
+        )
     return 1 if report.problem_count else 0
 
 

@@ -175,6 +175,13 @@ class ServeTests(SynchronousTestCase):
             self.assertEqual((finished.status, finished.output), (0, f"artifactserver {artifactserver.__version__}\n"))
 
 
+class Broken(io.StringIO):
+    """A standard output that has no room."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
 class FsckTests(SynchronousTestCase):
     """``artifactserver fsck``."""
 
@@ -219,6 +226,14 @@ class FsckTests(SynchronousTestCase):
         self.assertEqual(administer(["fsck", str(self.repo / "nowhere")]), 2)
         self.assertRegex(
             self.err.getvalue(), r"\Aartifactserver fsck: \S+ is not an artifactserver repository[^\n]*\n\Z"
+        )
+
+    def test_not_printed(self) -> None:
+        """A report that nobody can read is told of in one sentence, and is not taken for one of problems."""
+        self.patch(sys, "stdout", Broken())
+        self.assertEqual(administer(["fsck", str(self.repo)]), 2)
+        self.assertRegex(
+            self.err.getvalue(), r"\Aartifactserver fsck: \S+: 0 problems, but the report could not be pr[^\n]+\n\Z"
         )
 
     def test_option_after_repo(self) -> None:

@@ -13,15 +13,8 @@ from artifactserver.cli import administer
 from artifactserver.tokens.commands import AddOptions
 from artifactserver.tokens.known import read_tokens
 from tests.processes import environment
-from tests.test_cli import program
+from tests.test_cli import Broken, program
 from tests.test_tap import AT_ONCE, IMPORT_PATH
-
-
-class Broken(io.StringIO):
-    """A standard output that has no room."""
-
-    def write(self, text: str) -> int:
-        raise OSError(28, "No space left on device")
 
 
 class TokenCommandTests(SynchronousTestCase):
