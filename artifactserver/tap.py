@@ -91,7 +91,7 @@ def build(options: Options, reactor: Any, now: Callable[[], float]) -> ArtifactS
             enable_push=bool(options["enable-push"]),
             sources=sources,
             private=bool(options["private"]),
-            # Nobody gets past the handshake without an identity then; if somebody did, this would stop them.
+            # Nobody gets past the handshake without an identity then; where there is none, this stops them.
             known_only=required,
         )
 
