@@ -26,6 +26,7 @@ from zope.interface import implementer
 
 from artifactserver.complaints import Complaints
 from artifactserver.tls import alerts, pem
+from artifactserver.tls import server as tls_server
 from artifactserver.tls.server import ServerTls, TlsProblem, identity_of, server_tls
 from tests.certificates import Certificate, certificate, server_certificate
 
@@ -305,6 +306,35 @@ class ClientCertificateTests(_Files):
         server = self.serve(ALICE)
         self.kept_out(server, Client(MALLORY))
         self.gets_in(server, Client(ALICE), ALICE)
+
+    def test_stranger_with_a_chain(self) -> None:
+        """A stranger is turned away at the first fault, before any signature in the chain that they send is checked."""
+        asked: list[int] = []
+        examine = ServerTls._examine
+
+        def counting(tls: ServerTls, connection: Any, shown: Any, error: int, depth: int, ok: int) -> bool:
+            asked.append(error)
+            return examine(tls, connection, shown, error, depth, ok)
+
+        self.patch(ServerTls, "_examine", counting)
+        root = certificate("root")
+        middle = certificate("middle", issuer=root, authority=True)
+        stranger = certificate("x", issuer=middle)
+        self.kept_out(self.serve(ALICE), Client(stranger, [middle, root]))
+        self.assertEqual(len(asked), 1)
+        self.gets_in(self.serve(ALICE, stranger), Client(stranger, [middle, root]), stranger)
+
+    def test_longest_chain(self) -> None:
+        """Between a client and an authority in the bundle there may be so many others, and no more."""
+        self.patch(tls_server, "MOST_INTERMEDIATES", 1)
+        root = certificate("root")
+        first = certificate("first", issuer=root, authority=True)
+        second = certificate("second", issuer=first, authority=True)
+        one, two = certificate("x", issuer=first), certificate("x", issuer=second)
+        for known in ((root,), (root, ALICE)):
+            self.gets_in(self.serve(*known), Client(one, [first]), root)
+            self.kept_out(self.serve(*known), Client(two, [second, first]))
+        self.gets_in(self.serve(first), Client(two, [second]), first)
 
     def test_log(self) -> None:
         """Who is turned away is in the log, with what to compare."""

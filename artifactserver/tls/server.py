@@ -44,6 +44,9 @@ _PAIR_PATIENCE = 10
 _CIPHERS = b"ECDHE+AESGCM+AES128:ECDHE+AESGCM:ECDHE+CHACHA20"
 _CIPHERS_13 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 
+#: Authorities in a client's chain, between its own certificate and what is in the bundle.
+MOST_INTERMEDIATES = 4
+
 _OPTIONS = SSL.OP_NO_COMPRESSION | SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
 
 #: OpenSSL's ``SSL_MODE_ENABLE_PARTIAL_WRITE``, which pyOpenSSL sets and has no name for.
@@ -70,6 +73,7 @@ class ServerTls:
         self._bundle = bundle
         self._required = required
         self._rejection = 0
+        self._own: str | None = None
         self.complain: Callable[..., None] = self._log.info
         self.settled: Callable[[], None] = lambda: None
         self._made_of = self._material()
@@ -135,20 +139,36 @@ class ServerTls:
             bundle.install(store)
             demand = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if self._required else 0
             context.set_verify(SSL.VERIFY_PEER | demand, self._examine)
-            give_reasons(context, lambda: self._rejection)
+            # What the client sends beside its own certificate is its choice, and each signature costs up to 10 ms.
+            context.set_verify_depth(MOST_INTERMEDIATES)
+            give_reasons(context, lambda: self._rejection, self._is_about)
         return context
+
+    def _is_about(self, own: crypto.X509) -> None:
+        self._own = fingerprint(own.to_cryptography())
 
     def _examine(self, connection: SSL.Connection, shown: crypto.X509, error: int, depth: int, ok: int) -> bool:
         """Called for each fault that OpenSSL finds, then once for each certificate, the client's own last."""
         examination = _examinations[connection]
+        assert self._bundle is not None
         if not ok:
             examination.errors.append((error, depth))
-            return True
+            own = self._own
+            if own is None or own in self._bundle.value.fingerprints:
+                return True
+            # With a fault in its chain, nothing can help it any more.  To go on would be to check signatures that
+            # somebody unknown has made, as many as fit into 100 KB, and as costly as they like.
+            return self._decide(examination, own)
         name = fingerprint(shown.to_cryptography())
         if examination.top is None:
             examination.top = name
-        if depth:
-            return True
+        return True if depth else self._decide(examination, name)
+
+    def _decide(self, examination: Examination, name: str) -> bool:
+        """Let a client in, or not.
+
+        :param name: the fingerprint of its own certificate.
+        """
         assert self._bundle is not None
         rejection = self._bundle.value.judge(name, examination)
         if rejection is None:
