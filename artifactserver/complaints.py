@@ -1,4 +1,8 @@
-"""Lines in the log about peers that misbehave: a few, and then a number, however many such peers there are."""
+"""Lines in the log about peers that misbehave: a few, and then a number, however many such peers there are.
+
+They are warnings.  Often somebody has made a mistake that only the log can tell them: a client cannot read why its
+certificate was refused, and gRPC's do not say what they have heard.
+"""
 
 from __future__ import annotations
 
@@ -32,4 +36,4 @@ class Complaints:
             template += ", and {unsaid} like it"
             fields["unsaid"] = self._unsaid
             self._unsaid = 0
-        self._log.info(template, **fields)
+        self._log.warn(template, **fields)
