@@ -6,6 +6,8 @@ import os
 import threading
 from typing import Any
 
+from twisted.internet.defer import fail
+
 from artifactserver.store import adding
 from artifactserver.store.batch import Work
 from artifactserver.store.digest import Digest, Digests
@@ -37,7 +39,7 @@ class AddingTests(LocalStoreTestCase):
         return store
 
     async def test_slices(self) -> None:
-        """A large batch is hashed in slices, with turns for others in between, and committed as one."""
+        """A large batch is hashed in slices, with turns for others in between, and committed in few pieces."""
         self.patch(adding, "SLICE", 10)
         self.patch(adding, "SLICE_BYTES", 1000)
         for sizes, ways in (([8] * 10, 0), ([8] * 100, 10), ([500] * 10, 5), ([2000] * 3, 3), ([], 0)):
@@ -57,6 +59,31 @@ class AddingTests(LocalStoreTestCase):
             self.assertLessEqual(len(self.works), 1)
             wanted = Digests.of([*contents, bad.digest])
             self.assertEqual(await store.read_many(wanted), [*contents.values(), None])
+
+    async def test_commits(self) -> None:
+        """A transaction has a bounded number of blobs; each is committed once, and only what failed says so."""
+        self.patch(adding, "COMMITTED_BLOBS", 10)
+        self.patch(adding, "SLICE", 7)
+        store = await self.open_counted()
+        blobs = [random_blob() for _ in range(25)]
+        self.assertEqual(await store.add_many([*blobs, *blobs]), [None] * 50)
+        self.assertEqual([len(work.blobs) for work in self.works], [10, 10, 5])
+        found = await store.read_many(Digests.of(each.digest for each in blobs))
+        self.assertEqual(found, [each.content for each in blobs])
+        more = [random_blob() for _ in range(25)]
+        submit, number = store._adding._submit, 0
+
+        def second_fails(work: Work) -> Any:
+            nonlocal number
+            number += 1
+            return fail(NoRoom("no room")) if number == 2 else submit(work)
+
+        store._adding._submit = second_fails
+        outcomes = await store.add_many([*more, *blobs, *more])
+        stored = [not 10 <= place < 20 for place in range(25)]
+        self.assertEqual([outcome is None for outcome in outcomes], [*stored, *[True] * 25, *stored])
+        missing = await store.find_missing(Digests.of(each.digest for each in more))
+        self.assertEqual(missing, list(range(10, 20)))
 
     async def test_large_ones(self) -> None:
         """Large blobs of a batch are hashed in threads; each has its own outcome, whatever is beside it or here."""
