@@ -69,7 +69,7 @@ def _reference(decoder: Decoder, block: bytes, trailers: bool) -> RequestHead | 
     try:
         fields: Fields = [(bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True)]
         if len(fields) > LIMITS.header_count or sum(len(n) + len(v) + 32 for n, v in fields) > LIMITS.header_list_bytes:
-            return HeaderListTooLarge()
+            return HeaderListTooLarge(0)
         if trailers:
             check_trailers(fields)
             return fields

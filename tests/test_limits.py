@@ -79,6 +79,39 @@ class EngineLimitTests(SynchronousTestCase):
         refused = {event.stream.id for event in peer.events if isinstance(event, RequestRefused)}
         self.assertEqual({event.stream.id for event in peer.events if isinstance(event, StreamReset)}, refused)
 
+    def test_header_flood_is_short(self) -> None:
+        """The more there is to decode of what is too large, in requests or in trailers, the sooner that is."""
+        accepted = Encoder().encode(REQUEST)
+        for resets in (40, 400):
+            for first, last in ((accepted, b""), (b"", accepted)):
+                for size in (21, 64, 500):
+                    limits = Limits(header_count=20, resets_burst=resets, resets_per_second=1)
+                    peer = Peer(limits)
+                    many = first + b"\x90" * size
+                    decoded = 0
+                    number = 1
+                    while not peer.engine.failed:
+                        # Of the one that was too much, too.
+                        decoded += size
+                        if last:
+                            peer.send(frame(wire.HEADERS, 4, number, last))
+                        peer.send(frame(wire.HEADERS, 5, number, many))
+                        number += 2
+                    self.assertEqual(peer.goaway_code(), ErrorCode.ENHANCE_YOUR_CALM)
+                    self.assertGreater(number, 2)
+                    self.assertLess(decoded, resets * blocks.FIELDS_PER_RESET + size)
+
+    def test_headers_in_vain(self) -> None:
+        """Headers of calls that are over here are decoded and thrown away, and may be sent up to a point."""
+        trailers = wire.block(("x", "y"))
+        peer = Peer(Limits(chores_burst=10, chores_per_second=1))
+        peer.send(request(1))
+        peer.engine.reset(peer.stream(1), ErrorCode.CANCEL)
+        self.assert_sent_away(peer, *[frame(wire.HEADERS, 5, 1, trailers)] * 20)
+        peer = Peer(Limits(chores_burst=10, chores_per_second=1))
+        peer.engine.goaway()
+        self.assert_sent_away(peer, *[request(number) for number in range(1, 41, 2)])
+
     def test_header_bomb(self) -> None:
         """A few bytes that stand for a very large header list cost the connection, and no memory."""
         encoder = Encoder()

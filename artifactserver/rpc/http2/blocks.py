@@ -25,6 +25,9 @@ from artifactserver.rpc.http2.limits import Limits
 
 #: Blocks beyond this, in bytes, are not remembered: no client repeats them, and the memory shall stay small.
 CACHEABLE = 4096
+#: So many fields of a header list that is too large count as one more reset.  One byte may stand for a field, and takes
+#: some 2 microseconds to decode: this many take as long as a stream that is opened and reset.
+FIELDS_PER_RESET = 32
 #: Blocks from the start of a connection that are remembered for others, besides those that leave the table as it is.
 BEGINNING = 8
 #: What it takes to remember a block besides its bytes, measured and rounded up: objects for the moment, the head, and
@@ -197,7 +200,7 @@ class HeaderBlocks:
         if not unchanged:
             self._forget()
         if len(fields) > self._limits.header_count or list_size(fields) > self._limits.header_list_bytes:
-            raise HeaderListTooLarge
+            raise HeaderListTooLarge(1 + len(fields) // FIELDS_PER_RESET)
         return fields, unchanged  # type: ignore[return-value]
 
 

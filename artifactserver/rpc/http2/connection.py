@@ -183,7 +183,7 @@ class Connection(BodyReader):
         self.chore()
 
     def stream_fault(self, stream_id: int, fault: StreamFault) -> None:
-        self._spend_reset()
+        self._spend_resets()
         self.sender.control(frames.reset_frame(stream_id, fault.code))
         self._reset_here.append(stream_id)
         stream = self.streams.get(stream_id)
@@ -237,14 +237,13 @@ class Connection(BodyReader):
         try:
             # Even a request that will be refused is decoded: the connection's HPACK state depends on it.
             head = self._blocks.known(block) or self._blocks.request(block)
-        except HeaderListTooLarge:
+        except HeaderListTooLarge as error:
+            # To decode it took long for what it was; nobody may ask for that all the time.
+            self._spend_resets(error.resets)
             head = None
         if len(self.streams) >= self.limits.streams_open:
             raise StreamFault(ErrorCode.REFUSED_STREAM, "too many calls at once")
-        if head is None:
-            # To decode it took long for what it was; nobody may ask for that all the time.
-            self._spend_reset()
-        elif ended and head.content_length:
+        if head is not None and ended and head.content_length:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, NOT_CONTENT_LENGTH)
         stream = self.streams[stream_id] = Stream(stream_id, self._stream_window, self.sender.initial_window)
         if ended:
@@ -265,10 +264,13 @@ class Connection(BodyReader):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream number lower than one before")
         try:
             fields = self._blocks.trailers(block)
-        except HeaderListTooLarge:
+        except HeaderListTooLarge as error:
+            self._spend_resets(error.resets)
             fields = []
             ended = False
         if stream is None:
+            # Nobody will see it.
+            self.chore()
             return
         if not stream.remote_open:
             raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after the end of a request")
@@ -283,15 +285,15 @@ class Connection(BodyReader):
     def _rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
         if self.is_idle(stream_id):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on a stream that was not opened")
-        self._spend_reset()
+        self._spend_resets()
         stream = self.streams.get(stream_id)
         if stream is not None:
             self._close(stream)
             self._completed.append(stream_id)
             self._events.append(StreamReset(stream, _code(payload)))
 
-    def _spend_reset(self) -> None:
-        if not self._resets.spend(self._now):
+    def _spend_resets(self, number: int = 1) -> None:
+        if not self._resets.spend(self._now, number):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many streams reset")
 
     def _close(self, stream: Stream) -> None:

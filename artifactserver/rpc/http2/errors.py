@@ -50,7 +50,14 @@ class StreamFault(PeerFault):
 
 
 class HeaderListTooLarge(Exception):
-    """A request's headers are well-formed but more than we accept; it is answered, not reset."""
+    """A request's headers are well-formed but more than we accept; it is answered, not reset.
+
+    :ivar resets: how many streams that are reset it counts as, for the work that it made.
+    """
+
+    def __init__(self, resets: int) -> None:
+        super().__init__()
+        self.resets = resets
 
 
 class Misuse(RuntimeError):

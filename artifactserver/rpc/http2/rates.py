@@ -14,12 +14,12 @@ class Allowance:
         self._left = self._burst
         self._filled: float | None = None
 
-    def spend(self, now: float) -> bool:
-        """Take one token; `False` if there is none left at ``now`` (seconds, of any clock that only goes forward)."""
+    def spend(self, now: float, tokens: int = 1) -> bool:
+        """Take tokens; `False` if there are fewer left at ``now`` (seconds, of any clock that only goes forward)."""
         if self._filled is not None and now > self._filled:
             self._left = min(self._burst, self._left + (now - self._filled) * self._per_second)
         self._filled = now
-        if self._left < 1.0:
+        if self._left < tokens:
             return False
-        self._left -= 1.0
+        self._left -= tokens
         return True
