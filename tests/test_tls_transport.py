@@ -6,6 +6,7 @@ import itertools
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,41 @@ class TlsTransportTests(SynchronousTestCase):
             line.server.connectionLost(Failure(connectionDone.value))
             assert line.protocol.reason is not None
             self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_reason_of_garbage(self) -> None:
+        """The reason of such an end is the record, though something sound came with it that was answered."""
+        garbage = b"\x17\x03\x03\x00\x20" + bytes(32)
+        reasons = []
+        for sound, large in ((b"", 0), (b"sound", 0), (b"sound", 200_000)):
+            line = _Line(self.files)
+            answer = partial(line.server.write, b"answer")
+            line.protocol.dataReceived = lambda data, answer=answer: answer()  # type: ignore[method-assign,misc]
+            line.to_server((line.encrypted(sound + bytes(large)) if sound else b"") + garbage)
+            line.server.connectionLost(Failure(connectionDone.value))
+            assert line.protocol.reason is not None
+            reasons.append(repr(line.protocol.reason.value))
+        self.assertIn("record", reasons[0])
+        self.assertEqual(reasons, reasons[:1] * 3)
+
+    def test_aborted(self) -> None:
+        """Nothing is written or kept any more after the connection was aborted, and a producer is left in peace."""
+        done = _Line(self.files)
+        factory = TlsFactory(server_tls(self.files.key, self.files.certificate, None), Factory(), Clock())
+        begun = TlsTransport(factory, _Kept())
+        begun.makeConnection(StringTransport())
+        told: list[str] = []
+
+        class Producer:
+            def __getattr__(self, name: str) -> Callable[[], None]:
+                return lambda: told.append(name)
+
+        for server in (done.server, begun):
+            server.registerProducer(Producer(), True)
+            server.abortConnection()
+            done.writes.clear()
+            server.write(b"too late")
+            server.writeSequence([b"too late", bytes(100_000)])
+            self.assertEqual((done.writes, told, server._appSendBuffer), ([], [], []))
 
     def test_new_keys(self) -> None:
         """A client may ask for new keys, and one that does it all the time is cut off."""

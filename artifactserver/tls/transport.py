@@ -83,6 +83,9 @@ class TlsTransport(TLSMemoryBIOProtocol):
     # What has come until it is seen whether it is TLS; `None` from then on.
     _first: bytes | None = b""
 
+    # What was wrong with what has come, while what came before it is handed on.
+    _fault: Failure | None = None
+
     # What TLS itself has answered since the handshake.
     _answered = 0
 
@@ -130,7 +133,7 @@ class TlsTransport(TLSMemoryBIOProtocol):
         self._encrypt((data,))
 
     def _encrypt(self, runs: Iterable[bytes]) -> None:
-        if self._lostTLSConnection:
+        if self._lostTLSConnection or self._aborted:
             return
         end = 0
         waits = False
@@ -203,7 +206,8 @@ class TlsTransport(TLSMemoryBIOProtocol):
         if producer is not None:
             self.unregisterProducer()
             producer.stopProducing()
-        super()._tlsShutdownFinished(reason)
+        # To answer what is handed on fails as well, and says only that TLS is over.
+        super()._tlsShutdownFinished(self._fault or reason)
 
     def _flushReceiveBIO(self) -> None:
         """Hand on what has been received, and see whether that was the end."""
@@ -241,7 +245,13 @@ class TlsTransport(TLSMemoryBIOProtocol):
     def _deliver(self, pieces: list[bytes], end: ZeroReturnError | Failure | None) -> None:
         self._answer()
         if pieces and not self._aborted:
-            self.wrappedProtocol.dataReceived(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            if isinstance(end, Failure):
+                self._fault = end
+            try:
+                self.wrappedProtocol.dataReceived(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            finally:
+                # Its traceback knows this connection.
+                self._fault = None
         if end is not None and not self._lostTLSConnection:
             if isinstance(end, Failure):
                 self._tlsShutdownFinished(end)
