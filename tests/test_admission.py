@@ -120,6 +120,28 @@ class AdmissionTests(SynchronousTestCase):
             self.assertIsNone(self.connect("10.0.0.1"))
         self.assertEqual(self.admission.connections, 0)
 
+    def test_no_transport(self) -> None:
+        """A connection that is gone before it has a transport counts for nothing."""
+        for _ in range(10):
+            self.port.buildProtocol(at("10.0.0.1"))
+        self.assertIsNotNone(self.connect("10.0.0.1"))
+        self.assertEqual(self.admission.connections, 1)
+
+    def test_half_made(self) -> None:
+        """One that cannot be begun is cut off, which the log has once for each, and leaves no count behind."""
+
+        def fail(guest: Guest) -> None:
+            raise ZeroDivisionError
+
+        self.patch(Guest, "connectionMade", fail)
+        for number in range(1, 6):
+            guest = self.connect("10.0.0.1")
+            self.assertTrue(guest.transport.disconnected)
+            guest.connectionLost(GONE)
+            self.assertEqual(guest.lost, [GONE])
+            self.assertEqual(self.admission.connections, 0)
+            self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1, number)
+
     def test_port(self) -> None:
         """What is behind the door starts and stops with the port, and gives it its name in the log."""
         self.port.doStart()

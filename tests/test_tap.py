@@ -16,7 +16,7 @@ from typing import Any
 
 import lmdb
 from twisted.internet.address import IPv4Address
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
@@ -424,11 +424,13 @@ class BuildTests(SynchronousTestCase):
             service = tap.build(parse(*arguments), MemoryReactorClock(), time.time)
             self.addCleanup(service.stopService)
             main, public = (entrance.factory.buildProtocol for entrance in service.entrances)
-            came = [
-                build(IPv4Address("TCP", f"10.0.0.{host}", 1))
-                for build, host in ((main, 1), (public, 1), (main, 1), (public, 1), (public, 2))
-            ]
-            self.assertEqual([protocol is not None for protocol in came], [True, True, False, False, True])
+            let_in = []
+            for build, host in ((main, 1), (public, 1), (main, 1), (public, 1), (public, 2)):
+                protocol = build(IPv4Address("TCP", f"10.0.0.{host}", 1))
+                let_in.append(protocol is not None)
+                if protocol is not None:
+                    protocol.makeConnection(StringTransport())
+            self.assertEqual(let_in, [True, True, False, False, True])
 
     def test_renewed_for_the_public_port(self) -> None:
         """What changes in the files of TLS is attended to where the main port is in clear text and another one not."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from twisted.internet.interfaces import IAddress, ILoggingContext, IProtocol, IProtocolFactory, IReactorTime
+from twisted.internet.interfaces import IAddress, ILoggingContext, IProtocol, IProtocolFactory, IReactorTime, ITransport
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -103,7 +103,18 @@ class AdmittingFactory(Factory):
         protocol = self._wrapped.buildProtocol(addr)
         if protocol is None:
             return None
-        admission.enter(caller)
+
+        def make_connection(transport: ITransport) -> None:
+            # Counted from here on: whoever has a transport is told of its end.
+            del protocol.makeConnection
+            admission.enter(caller)
+            protocol.connectionLost = connection_lost  # type: ignore[method-assign]
+            try:
+                protocol.makeConnection(transport)
+            except Exception:
+                # Half made, it has no timer that would ever end it.
+                self._log.failure("a connection from {peer} could not be begun", peer=caller)
+                transport.abortConnection()  # type: ignore[attr-defined]
 
         def connection_lost(reason: Failure) -> None:
             # Gone at once, and not when somebody looks for cycles: with it goes what was not sent.
@@ -112,5 +123,5 @@ class AdmittingFactory(Factory):
             protocol.connectionLost(reason)
 
         # Told to the protocol itself: a wrapper would stand in the way of every byte.
-        protocol.connectionLost = connection_lost  # type: ignore[method-assign]
+        protocol.makeConnection = make_connection  # type: ignore[method-assign]
         return protocol
