@@ -116,6 +116,15 @@ class RequestTests(SynchronousTestCase):
         line.clock.advance(0)
         self.assertEqual(taken, [1, 1, 0])
 
+    def test_one_bomb_at_a_time_for_quick_handlers(self) -> None:
+        """So it is where each handler is done at once."""
+        line = Wire()
+        calls = [line.request(number, "Unary", end=False, grpc_encoding="gzip") for number in (1, 3, 5)]
+        line.send(*calls, *[frame(wire.DATA, 1, number, bomb(1000)) for number in (1, 3, 5)])
+        self.assertEqual(len(line.echo.calls), 1)
+        line.clock.advance(0)
+        self.assertEqual(len(line.statuses()), 3)
+
     def test_one_bomb_at_a_time_in_a_stream(self) -> None:
         """So it is within one call; while it waits, it may be given up."""
 

@@ -18,7 +18,7 @@ from artifactserver.rpc.streaming import MESSAGE_BYTES
 from tests import http2_peer as wire
 from tests.callers import PULLER, PUSHER
 from tests.echo_service import BytesValue, Wire, value
-from tests.http2_peer import Frame, frame, settings, window_update
+from tests.http2_peer import Frame, frame, message, settings, window_update
 
 
 def data(frames: list[Frame]) -> bytes:
@@ -74,6 +74,13 @@ class UnaryTests(SynchronousTestCase):
             wire.request(5, end=True, fields=(*wire.REQUEST[:2], (":path", "/test.Echo/Unary"), *wire.REQUEST[3:]))
         )
         self.assertEqual({code for code, _ in self.wire.statuses().values()}, {status(Code.INTERNAL)})
+
+    def test_two_messages_apart(self) -> None:
+        """So it does if the second comes later than the first."""
+        self.wire.call(1, "Unary", b"a", end=False)
+        self.wire.send(frame(wire.DATA, 1, 1, value(b"b")))
+        self.assertEqual(self.wire.statuses()[1][0], status(Code.INTERNAL))
+        self.assertEqual(self.wire.echo.calls, [])
 
     def test_half_a_message(self) -> None:
         """A request that ends within a message is refused."""
@@ -531,6 +538,30 @@ class BackpressureTests(SynchronousTestCase):
         # Six wait, and one is in the handler's hands.
         self.assertEqual(line.protocol.held, 6 * (10_000 + MESSAGE_BYTES) + 10_000 - PREFIX_BYTES)
 
+    def test_part_of_a_message(self) -> None:
+        """While its handler is at work, or has messages waiting, a part of another one counts against the window."""
+        steps: list[Deferred[None]] = []
+
+        class Slow:
+            async def Up(self, requests: AsyncIterator[BytesValue], call: Any) -> BytesValue:
+                async for _ in requests:
+                    steps.append(Deferred())
+                    await steps[-1]
+                return BytesValue()
+
+        line = Wire(implementation=Slow())
+        window = line.protocol.engine._window
+        whole = value(bytes(20_000))
+        line.call(1, "Up", b"at work", end=False)
+        line.send(frame(wire.DATA, 0, 1, whole[:6000]))
+        self.assertGreaterEqual(window._outstanding, 6000)
+        # What comes behind the rest of a message that the handler asks for, in one piece with it.
+        steps[0].callback(None)
+        self.assertEqual(window._outstanding, 0)
+        line.send(frame(wire.DATA, 0, 1, whole[6000:]), frame(wire.DATA, 0, 1, whole[:7000]))
+        self.assertEqual(len(steps), 2)
+        self.assertGreaterEqual(window._outstanding, 7000)
+
     def test_many_unfinished_messages(self) -> None:
         """Calls that each wait for the rest of a message do not use up the window that they all need."""
         limits = Limits(stream_window=100_000, connection_window=150_000, message_bytes=90_000)
@@ -565,6 +596,16 @@ class BackpressureTests(SynchronousTestCase):
             line.send(frame(wire.DATA, 0, number, value(bytes(50_000))[:20_000]), ending)
         self.assertEqual(window._outstanding, 0)
         self.assertEqual(line.protocol.held, 0)
+
+    def test_window_returns_behind_an_answer(self) -> None:
+        """What a client sends on while its answer waits for it to read is given back as it comes."""
+        line = Wire()
+        line.send(settings((4, 0)))
+        line.call(1, "Both", b"x" * 1000, end=False)
+        line.send(frame(wire.DATA, 0, 1, message(b"\xff\xff")))
+        self.assertTrue(line.protocol.engine.streams[1].owner.over)
+        line.send(frame(wire.DATA, 0, 1, bytes(5000)))
+        self.assertEqual(line.protocol.engine._window._outstanding, 0)
 
 
 class TimeTests(SynchronousTestCase):
