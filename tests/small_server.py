@@ -23,6 +23,7 @@ MiB = 1024 * 1024
 SAY_SECONDS = 1.0
 
 LIMITS = Limits(
+    stream_window=6 * MiB,
     connection_window=8 * MiB,
     working_bytes=4 * MiB,
     owed_bytes=4 * MiB,
