@@ -1,4 +1,4 @@
-"""For whom something counts of which an address may only have so much: connections, failures."""
+"""The addresses of peers: for the log, and for whom something counts of which one may only have so much."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def caller_at(address: IAddress) -> str:
     if ip.ipv4_mapped is not None:
         return str(ip.ipv4_mapped)
     return str(ipaddress.IPv6Network((ip, _IPV6_NETWORK), strict=False))
+
+
+def host_of(address: object) -> str:
+    """The host of a peer's address, for people to read; one of IPv4 that came to a socket for both as such."""
+    return str(getattr(address, "host", "unknown")).removeprefix("::ffff:")

@@ -24,6 +24,7 @@ from twisted.logger import Logger
 
 from artifactserver import notify, process
 from artifactserver.access import PUSHING, Caller, Identity, PortPolicy, Source, main_port, public_port
+from artifactserver.addresses import host_of
 from artifactserver.complaints import Complaints
 from artifactserver.options import Options
 from artifactserver.ports.admission import ADDRESS_SHARE, Admission, AdmittingFactory, most_connections
@@ -198,10 +199,9 @@ class Entrance:
 
     def caller_of(self, transport: ITransport) -> Caller:
         """Who is at the other end of a connection that came in here."""
-        host: str = getattr(transport.getPeer(), "host", "unknown")
         shown = identity_of(transport)
         known = () if shown is None else (Identity("certificate", shown, f"certificate {shown[:16]}", PUSHING),)
-        return Caller(host.removeprefix("::ffff:"), self.policy, known)
+        return Caller(host_of(transport.getPeer()), self.policy, known)
 
     def addresses(self) -> list[str]:
         """Where it listens, as ``host:port`` or ``unix:path``."""

@@ -16,13 +16,13 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
     IProtocolNegotiationFactory,
     IReactorTime,
-    ITransport,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from artifactserver.addresses import host_of
 from artifactserver.complaints import Complaints
 
 #: How the preface of HTTP/2 begins (RFC 9113, section 3.4).  Whatever begins so and goes on otherwise is HTTP/2's to
@@ -64,7 +64,7 @@ class _Chooser(Protocol):
 
     def __init__(self, factory: PortFactory, address: IAddress) -> None:
         self.factory: PortFactory = factory
-        self._address = address
+        self.address = address
         self._received = b""
         self._chosen: IProtocol | None = None
         self._timer: IDelayedCall | None = None
@@ -77,7 +77,7 @@ class _Chooser(Protocol):
         received = self._received = self._received + data
         agreed = getattr(self.transport, "negotiatedProtocol", None)
         if agreed is None and received.startswith(_CLIENT_HELLO):
-            self.factory.complain_of_tls(self.transport)
+            self.factory.complain_of_tls(self.address)
             self._is_decided()
             self.transport.loseConnection()  # type: ignore[union-attr]
         elif agreed == b"h2" or received.startswith(_PREFACE):
@@ -94,7 +94,7 @@ class _Chooser(Protocol):
         self._is_decided()
         transport = self.transport
         assert transport is not None
-        chosen = factory.buildProtocol(self._address)
+        chosen = factory.buildProtocol(self.address)
         if chosen is None:
             transport.loseConnection()
             return
@@ -182,7 +182,7 @@ class PortFactory(Factory):
             self._crowds.say(
                 "a connection from {peer} was cut off: {most} at once that have not shown yet what they speak are the "
                 "most",
-                peer=_host_of(slowest.transport),
+                peer=host_of(slowest.address),
                 most=self._most_undecided,
             )
             slowest.give_way()
@@ -191,14 +191,10 @@ class PortFactory(Factory):
         """A connection has shown what it speaks, or is gone."""
         self._undecided.pop(decided, None)
 
-    def complain_of_tls(self, transport: ITransport | None) -> None:
+    def complain_of_tls(self, address: IAddress) -> None:
         """Say, once in a while, that a client expects TLS where there is none."""
         self._complaints.say(
             "{peer} tried TLS on a port that is in clear text: it should use http:// or grpc://, "
             "or the server should be given --server-key and --server-cert",
-            peer=_host_of(transport),
+            peer=host_of(address),
         )
-
-
-def _host_of(transport: ITransport | None) -> str:
-    return getattr(transport.getPeer(), "host", "").removeprefix("::ffff:") if transport is not None else ""

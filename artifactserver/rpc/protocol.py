@@ -1,4 +1,4 @@
-"""gRPC on one Twisted transport: bytes, timers, and the way from a request to its handler.
+"""gRPC on one Twisted transport: bytes, timers, and how it ends.
 
 Everything a peer sends in one piece is looked at before anything is written, so that the answers to many small calls
 leave together.  Downloads are pulled: the protocol is the transport's one push producer, and cuts the next piece from
@@ -16,7 +16,6 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from artifactserver.access import Caller
 from artifactserver.rpc import answers
 from artifactserver.rpc.codes import Code
 from artifactserver.rpc.exchange import Exchange
@@ -30,18 +29,13 @@ from artifactserver.rpc.http2 import (
     ErrorCode,
     Event,
     PingAcknowledged,
-    RequestHead,
     RequestReceived,
     RequestRefused,
-    Stream,
     StreamReset,
 )
 from artifactserver.rpc.http2.sending import PIECE
-from artifactserver.rpc.rejection import Rejection
-from artifactserver.rpc.requests import Impossible, NotGrpc, Wanted, denied, read_request
-from artifactserver.rpc.streaming import StreamingExchange
-from artifactserver.rpc.unary import UnaryExchange
-from artifactserver.tokens.authentication import INVALID, Visit
+from artifactserver.rpc.reception import Reception
+from artifactserver.tokens.authentication import Visit
 
 if TYPE_CHECKING:
     from artifactserver.rpc.transport import GrpcFactory
@@ -96,6 +90,7 @@ class GrpcProtocol(Protocol):
         authentication = self.factory.authentication
         if authentication is not None:
             self._visit = authentication.visit(self._caller, transport.getPeer(), self)
+        self._reception = Reception(self.factory.routes, self._caller, self._visit)
         self._account = self.factory.ledger.open(self._shed)
         self.factory.connections.add(self)
         self._heartbeat = Heartbeat(self.engine, self.limits, self.clock.seconds())
@@ -120,7 +115,8 @@ class GrpcProtocol(Protocol):
                     else:
                         exchange.data_received(event.payload, event.ended)
                 elif type(event) is RequestReceived:
-                    self._request(event.stream, event.head, event.ended)
+                    if not self._reception.receive(self, event.stream, event.head, event.ended):
+                        self.drain()
                 else:
                     self._rare(event)
             while self._woken:
@@ -217,52 +213,6 @@ class GrpcProtocol(Protocol):
         return too_much or self.expansions.enough
 
     # Events
-
-    def _request(self, stream: Stream, head: RequestHead, ended: bool) -> None:
-        # Remembered with the head: as long as it, and no longer.
-        wanted = head.meaning
-        if wanted is None:
-            wanted = head.meaning = read_request(head, self.factory.routes)
-        if not stream.local_open:
-            return  # Reset by what came right behind it.
-        caller = self._caller
-        if wanted.authorization is not None and self._visit is not None:
-            known = self._visit.caller(wanted.authorization)
-            if known is None:
-                self._reject(stream, wanted, self._visit)
-                return
-            caller = known
-        if type(wanted) is not Wanted:
-            self._refuse(stream, self._access_first(head, wanted, caller))
-            return
-        refusal = self.factory.routes.refusal(caller, wanted.method.path)
-        if refusal is not None:
-            self._refuse(stream, denied(refusal))
-            return
-        kind = StreamingExchange if wanted.method.streams_in else UnaryExchange
-        exchange = stream.owner = kind(self, stream, wanted, caller)
-        if ended:
-            exchange.data_received(b"", True)
-
-    def _access_first(self, head: RequestHead, why: Any, caller: Caller) -> Any:
-        """Why a call fails: who may not use a method learns that, whatever else is wrong, be it built or not."""
-        if isinstance(why, Impossible):
-            method = self.factory.routes.find(head.path.decode("latin-1"))
-            refusal = method and self.factory.routes.refusal(caller, method.path)
-            if refusal:
-                return denied(refusal)
-        return why
-
-    def _refuse(self, stream: Stream, why: NotGrpc | Impossible) -> None:
-        sender = self.engine.sender
-        sender.headers(stream, why.answer(sender.header_list_bytes), end=True)
-
-    def _reject(self, stream: Stream, wanted: Any, visit: Visit) -> None:
-        """Refuse, after a while, a request that has shown something which is not good."""
-        why = NotGrpc(401) if type(wanted) is NotGrpc else denied(INVALID)
-        if not Rejection(self, stream, why.answer(self.engine.sender.header_list_bytes)).wait(visit):
-            # Whoever does so very often has to connect for it anew.
-            self.drain()
 
     def _rare(self, event: Event) -> None:
         if isinstance(event, StreamReset):

@@ -23,6 +23,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from artifactserver.addresses import host_of
 from artifactserver.tls.alerts import give_reasons
 from artifactserver.tls.bundle import Bundle, Examination, bundle_in, fingerprint
 from artifactserver.tls.key_pair import KeyPair, read_key_pair
@@ -176,7 +177,7 @@ class ServerTls:
         self._rejection = rejection.error
         self.complain(
             "{peer} was turned away: its certificate with SHA-256 fingerprint {fingerprint} {reason}",
-            peer=getattr(examination.transport.getPeer(), "host", "").removeprefix("::ffff:"),
+            peer=host_of(examination.transport.getPeer()),
             fingerprint=name,
             reason=rejection.reason,
         )

@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
+from artifactserver.addresses import host_of
 from artifactserver.complaints import Complaints
 from artifactserver.tls.clear_text import BAD_REQUEST, Spoken, spoken
 
@@ -286,16 +287,13 @@ class TlsFactory(TLSMemoryBIOFactory):
     def complain_of_answers(self, transport: ITransport) -> None:
         """Say, once in a while, that a client has TLS answer it all the time."""
         self._restless.say(
-            "{peer} was cut off: it asked for new keys or a new handshake all the time", peer=_host_of(transport)
+            "{peer} was cut off: it asked for new keys or a new handshake all the time",
+            peer=host_of(transport.getPeer()),
         )
 
     def complain_of_clear_text(self, transport: ITransport) -> None:
         """Say, once in a while, that a client does without TLS where there is some."""
         self._complaints.say(
             "{peer} spoke HTTP in clear text on a port that speaks TLS: it should use https:// or grpcs://",
-            peer=_host_of(transport),
+            peer=host_of(transport.getPeer()),
         )
-
-
-def _host_of(transport: ITransport) -> str:
-    return getattr(transport.getPeer(), "host", "").removeprefix("::ffff:")
