@@ -27,6 +27,10 @@ _Version = tuple[object, ...]
 #: Looks after the one that found a change, and without a further change, until what was read is settled.
 SETTLED_LOOKS = 2
 
+#: Looks after which what was read counts as settled all the same: files that never come to rest must not keep anybody
+#: in who was taken out of them.
+RESTLESS_LOOKS = 30
+
 #: Looks from one attempt to the next, at most, to read an unchanged version again that could not be used.
 RETRY_LOOKS = 60
 
@@ -66,6 +70,8 @@ class Watched(Generic[T]):
         self._complained = self._alarmed = False
         # What was read in the beginning has been looked at by whoever asked for it.
         self._unsettled = False
+        # Looks since something came into force that has not settled.
+        self._restless = 0
         self.value = read()
 
     def catch_up(self) -> bool:
@@ -84,8 +90,14 @@ class Watched(Generic[T]):
 
     def look(self) -> None:
         """Catch up, and see whether what was read before has settled; to be called every second or so."""
-        if self.catch_up():
-            return
+        if not self.catch_up():
+            self._look_again()
+        self._restless = self._restless + 1 if self._unsettled else 0
+        if self._restless >= RESTLESS_LOOKS:
+            self._settle()
+
+    def _look_again(self) -> None:
+        """The files have not changed since the last look."""
         self._looks += 1
         if self._looks == SETTLED_LOOKS or (self._wrong is not None and self._is_worth_a_try()):
             # Rights and descriptors change without a trace on the file; and two changes within one tick of the file
@@ -98,9 +110,14 @@ class Watched(Generic[T]):
         elif self._looks >= SETTLED_LOOKS and self._unsettled:
             # Whoever read that something was wrong wants to read that it is not any more.
             level = LogLevel.warn if self._alarmed else LogLevel.info
-            self._unsettled = self._alarmed = False
+            self._alarmed = False
             self._log.emit(level, "{paths} changed, and what is there now is in force", paths=self._names())
-            self.settled(self.value)
+            self._settle()
+
+    def _settle(self) -> None:
+        self._unsettled = False
+        self._restless = 0
+        self.settled(self.value)
 
     def _is_worth_a_try(self) -> bool:
         """Less and less often, for what is wrong for long."""

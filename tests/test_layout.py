@@ -30,7 +30,12 @@ MAY_IMPORT = {
     ),
     "artifactserver.preparing": ("artifactserver.store",),
     "artifactserver.ports": ("artifactserver.addresses", "artifactserver.complaints"),
-    "artifactserver.tls": ("artifactserver.addresses", "artifactserver.complaints", "artifactserver.file_content", "artifactserver.watched"),
+    "artifactserver.tls": (
+        "artifactserver.addresses",
+        "artifactserver.complaints",
+        "artifactserver.file_content",
+        "artifactserver.watched",
+    ),
     "artifactserver.tokens": (
         "artifactserver.access",
         "artifactserver.addresses",

@@ -18,6 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests import http2_peer as wire
 from tests.attacks import HELLO, call
 from tests.certificates import Certificate, CertificateFiles, certificate, server_certificate
+from tests.hearing import hear, heard_to_the_end
 from tests.http2_peer import frame, message
 from tests.processes import Server, environment, run
 from tests.test_ports import Door
@@ -146,9 +147,9 @@ class ChangeTests(_Running):
             watching[who].sendall(HELLO + call(1, "Watch", message(b"")))
             self.page(pages[who])
         self.bundle.write_bytes(ALICE.pem)
-        heard = self.heard_to_the_end(watching[BOB])
+        heard = heard_to_the_end(watching[BOB])
         self.assertEqual([each.code for each in wire.parse(heard) if each.kind == wire.GOAWAY], [0])
-        self.assertEqual(self.heard_to_the_end(pages[BOB]), b"")
+        self.assertEqual(heard_to_the_end(pages[BOB]), b"")
         self.assertIs(doors[BOB].call(CAPABILITIES)[0], grpc.StatusCode.UNAVAILABLE)
         self.assertIs(doors[ALICE].call(CAPABILITIES)[0], grpc.StatusCode.OK)
         self.assertFalse(self.grpcio(BOB))
@@ -160,29 +161,12 @@ class ChangeTests(_Running):
     def page(self, connection: ssl.SSLSocket) -> None:
         """Ask for something on a connection that stays open."""
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        self.hear(connection, b"no pages here.\n")
+        hear(connection, b"no pages here.\n")
 
     def ping(self, connection: ssl.SSLSocket) -> None:
         """See that a connection of HTTP/2 is alive."""
         connection.sendall(frame(wire.PING, payload=b"8 bytes."))
-        self.hear(connection, b"8 bytes.")
-
-    def hear(self, connection: ssl.SSLSocket, wanted: bytes) -> None:
-        heard = b""
-        while wanted not in heard:
-            piece = connection.recv(65536)
-            self.assertTrue(piece, heard)
-            heard += piece
-
-    def heard_to_the_end(self, connection: ssl.SSLSocket) -> bytes:
-        """What comes until the connection is closed, which it has to be in time."""
-        heard = b""
-        try:
-            while piece := connection.recv(65536):
-                heard += piece
-        except (ConnectionResetError, ssl.SSLEOFError):
-            pass
-        return heard
+        hear(connection, b"8 bytes.")
 
     def test_many(self) -> None:
         """So it is with very many connections: who comes gets in beside them, and of who goes all of them end."""
@@ -199,7 +183,7 @@ class ChangeTests(_Running):
         began = time.monotonic()
         for who, connection in connections:
             if who is ALICE:
-                self.heard_to_the_end(connection)
+                heard_to_the_end(connection)
         self.assertLess(time.monotonic() - began, WITHIN)
         for who, connection in connections:
             if who is BOB:

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from artifactserver.tokens import token_file
 from tests import http2_peer as wire
 from tests.attacks import HELLO, head
+from tests.hearing import hear, heard_to_the_end
 from tests.http2_peer import frame, message
 from tests.processes import Server, environment, run
 from tests.test_ports import Door
@@ -66,26 +67,13 @@ class TokenChangeTests(SynchronousTestCase):
         self.addCleanup(connection.close)
         shown = ("authorization", f"Bearer {secret}")
         connection.sendall(HELLO + head(1, "Watch", shown) + frame(wire.DATA, wire.END_STREAM, 1, message(b"")))
-        self.hear(connection, b"\x08\x01")
+        hear(connection, b"\x08\x01")
         return connection
 
     def page(self, connection: socket.socket, secret: str) -> None:
         """Ask for something by HTTP/1.1."""
         connection.sendall(f"GET / HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {secret}\r\n\r\n".encode())
-        self.hear(connection, b"no pages here.\n")
-
-    def hear(self, connection: socket.socket, wanted: bytes) -> None:
-        heard = b""
-        while wanted not in heard:
-            piece = connection.recv(65536)
-            self.assertTrue(piece, heard)
-            heard += piece
-
-    def heard_to_the_end(self, connection: socket.socket) -> bytes:
-        heard = b""
-        while piece := connection.recv(65536):
-            heard += piece
-        return heard
+        hear(connection, b"no pages here.\n")
 
     def test_add(self) -> None:
         """A token is good as soon as it has been added."""
@@ -103,15 +91,15 @@ class TokenChangeTests(SynchronousTestCase):
             self.page(pages[who], secret)
         self.command("revoke", "alice")
         began = time.monotonic()
-        heard = self.heard_to_the_end(calls["alice"])
+        heard = heard_to_the_end(calls["alice"])
         (goaway,) = [each for each in wire.parse(heard) if each.kind == wire.GOAWAY]
         self.assertIn(b"withdrawn", goaway.payload)
-        self.assertEqual(self.heard_to_the_end(pages["alice"]), b"")
+        self.assertEqual(heard_to_the_end(pages["alice"]), b"")
         self.assertLess(time.monotonic() - began, WITHIN)
         self.assertFalse(self.may(self.alice))
         self.page(pages["ci"], self.ci)
         calls["ci"].sendall(frame(wire.PING, payload=b"8 bytes."))
-        self.hear(calls["ci"], b"8 bytes.")
+        hear(calls["ci"], b"8 bytes.")
         self.assertIn("taken out: 2", self.server.said())
 
     def test_many(self) -> None:
@@ -124,12 +112,12 @@ class TokenChangeTests(SynchronousTestCase):
         began = time.monotonic()
         for who, connection in connections:
             if who == "alice":
-                self.heard_to_the_end(connection)
+                heard_to_the_end(connection)
         self.assertLess(time.monotonic() - began, WITHIN)
         for who, connection in connections:
             if who == "ci":
                 connection.sendall(frame(wire.PING, payload=b"8 bytes."))
-                self.hear(connection, b"8 bytes.")
+                hear(connection, b"8 bytes.")
         self.assertFalse(self.may(self.alice))
         self.assertTrue(self.may(secret))
         self.assertIn(f"taken out: {MANY // 2}", self.server.said())

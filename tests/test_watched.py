@@ -10,7 +10,7 @@ from typing import Any
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactserver.watched import RETRY_LOOKS, SETTLED_LOOKS, Watched
+from artifactserver.watched import RESTLESS_LOOKS, RETRY_LOOKS, SETTLED_LOOKS, Watched
 
 
 class Unreadable(Exception):
@@ -86,6 +86,19 @@ class WatchedTests(SynchronousTestCase):
         self.settle()
         self.settle()
         self.assertEqual(self.settled, [["one", "two"]])
+
+    def test_restless(self) -> None:
+        """What was read counts as settled after a while, though the file never comes to rest, or breaks meanwhile."""
+        for breaks in (False, True):
+            self.settled.clear()
+            self.path.write_text("left\n")
+            for look in range(RESTLESS_LOOKS):
+                self.assertEqual(self.settled, [], look)
+                self.watched.look()
+                self.path.write_text("1\n" if breaks else "left\n" * (look % 2 + 1))
+            self.assertEqual([set(words) for words in self.settled], [{"left"}])
+            self.path.write_text("left\n")
+            self.settle()
 
     def test_at_once(self) -> None:
         """Whoever needs the newest gets it without waiting for a look."""
