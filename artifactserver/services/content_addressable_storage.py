@@ -7,7 +7,7 @@ written by `artifactserver.services.encoding`; no object is made for a single di
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 
 from artifactserver.proto import remote_execution_pb2 as reapi
@@ -20,6 +20,7 @@ from artifactserver.services.names import check_instance
 from artifactserver.services.turns import Turns
 from artifactserver.store.digest import Digest, Digests
 from artifactserver.store.interface import BlobMissing, Blobs, NoRoom, Store, StoreError
+from artifactserver.store.slices import slices
 
 #: The most bytes of payload in one batch, up or down.
 #:
@@ -171,7 +172,7 @@ class ContentAddressableStorage:
         del request
         parts: list[bytes] = []
         start = 0
-        for start, end in _slices(digests.sizes, self.read_slice, self.read_slice_bytes):
+        for start, end in slices(digests.sizes, self.read_slice, self.read_slice_bytes):
             if start:
                 await self._turns.give_way()
             asked = digests[start:end]
@@ -192,18 +193,6 @@ class ContentAddressableStorage:
                 Code.INVALID_ARGUMENT,
                 f"{total} bytes are too many for one batch: at most {self.max_batch_total_size} are",
             )
-
-
-def _slices(sizes: Sequence[int], most: int, most_bytes: int) -> Iterator[tuple[int, int]]:
-    """Where to cut a column of blobs of these sizes, so that each part has not too many and not too much."""
-    start = total = 0
-    for position, size in enumerate(sizes):
-        if position > start and (position - start == most or total + size > most_bytes):
-            yield start, position
-            start, total = position, 0
-        total += size
-    if sizes:
-        yield start, len(sizes)
 
 
 def _with_faults(

@@ -7,7 +7,7 @@ in few pieces.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
@@ -16,6 +16,7 @@ from artifactserver.store.batch import Work
 from artifactserver.store.digest import Digest, Digests
 from artifactserver.store.interface import Blob, Blobs, ContentMismatch, StoreError
 from artifactserver.store.room import Room
+from artifactserver.store.slices import slices
 
 #: Blobs up to this size, in bytes, share packs; larger ones get a file each.
 SMALL_BYTES = 64 * 1024
@@ -104,7 +105,7 @@ class Adding:
         missing: list[int] = []
         if not positions:
             return
-        for start, end in _slices(blobs.contents):
+        for start, end in slices(list(map(len, blobs.contents)), SLICE, SLICE_BYTES):
             several = end - start < len(blobs)
             if several:
                 await self._give_way()
@@ -185,17 +186,3 @@ def _mismatch(blob: Blob) -> ContentMismatch:
     if len(blob.content) != blob.digest.size:
         return ContentMismatch(f"{len(blob.content)} bytes were uploaded for blob {blob.digest}")
     return ContentMismatch(f"what was uploaded for blob {blob.digest} has another hash")
-
-
-def _slices(contents: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    """Where to cut a column of contents, so that each part has not too many and not too much."""
-    if len(contents) <= SLICE and sum(map(len, contents)) <= SLICE_BYTES:
-        yield 0, len(contents)
-        return
-    start = total = 0
-    for position, content in enumerate(contents):
-        if position > start and (position - start == SLICE or total + len(content) > SLICE_BYTES):
-            yield start, position
-            start, total = position, 0
-        total += len(content)
-    yield start, len(contents)

@@ -5,7 +5,7 @@ Everything here runs in the reactor's thread.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from artifactserver.store.register import Register
 from artifactserver.store.repository import Repository
 from artifactserver.store.room import Promise, Room
 from artifactserver.store.rows import PACKED, PACKED_BYTES, FileRow, unpack_packed
+from artifactserver.store.slices import slices
 from artifactserver.store.touches import TOUCH_SECONDS, Touches
 from artifactserver.store.uploads import FileUpload, Uploads
 
@@ -262,8 +263,10 @@ class LocalStore:
         for position in positions:
             named.setdefault(digests[position], []).append(position)
         missing: list[int] = []
-        for wanted in _slices(named, RESCUE_BYTES):
-            contents = await self._reading.contents(Digests.of(wanted))
+        all_wanted = Digests.of(named)
+        for start, end in slices(all_wanted.sizes, len(all_wanted), RESCUE_BYTES):
+            wanted = all_wanted[start:end]
+            contents = await self._reading.contents(wanted)
             pairs = list(zip(wanted, contents, strict=True))
             found = Blobs.of(Blob(digest, content) for digest, content in pairs if content is not None)
             if found:
@@ -297,20 +300,6 @@ class LocalStore:
 
     def _give_way(self) -> Awaitable[None]:
         return deferLater(self._reactor, 0)
-
-
-def _slices(digests: Iterable[Digest], size: int) -> Iterator[list[Digest]]:
-    """The same digests in groups whose blobs have at most ``size`` bytes together, or are one."""
-    group: list[Digest] = []
-    left = size
-    for digest in digests:
-        if group and digest.size > left:
-            yield group
-            group, left = [], size
-        group.append(digest)
-        left -= digest.size
-    if group:
-        yield group
 
 
 def _wanted(digests: Digests, positions: Sequence[int]) -> list[int]:

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from artifactserver.proto import remote_execution_pb2
 from artifactserver.store.digest import Digest, Digests, InvalidDigest
 from artifactserver.store.interface import BadReference, Incomplete, Reference, Shape
+from artifactserver.store.slices import slices
 
 #: Different blobs that one record may reach.
 MAX_REACHED = 1_000_000
@@ -109,7 +110,12 @@ class _Walk:
         """The files and the folders that stand in ``directories`` and have not been visited yet."""
         files: list[Digest] = []
         folders: list[Digest] = []
-        for wanted in _slices(directories):
+        for digest in directories:
+            if digest.size > MAX_DIRECTORY_BYTES:
+                raise BadReference(f"{digest} is too large for a Directory message")
+        all_wanted = Digests.of(directories)
+        for start, end in slices(all_wanted.sizes, SLICE_DIGESTS, SLICE_BYTES):
+            wanted = all_wanted[start:end]
             contents = await self.blobs.read_many(wanted)
             missing = [digest for digest, content in zip(wanted, contents, strict=True) if content is None]
             if missing:
@@ -131,20 +137,6 @@ class _Walk:
             part = [node.digest for node in nodes[start : start + SLICE_DIGESTS]]
             digests = Digests.parse([digest.hash for digest in part], [digest.size_bytes for digest in part])
             self._add_unseen(digests, seen, found)
-
-
-def _slices(directories: list[Digest]) -> Iterable[Digests]:
-    group: list[Digest] = []
-    size = 0
-    for digest in directories:
-        if digest.size > MAX_DIRECTORY_BYTES:
-            raise BadReference(f"{digest} is too large for a Directory message")
-        if group and (size + digest.size > SLICE_BYTES or len(group) == SLICE_DIGESTS):
-            yield Digests.of(group)
-            group, size = [], 0
-        group.append(digest)
-        size += digest.size
-    yield Digests.of(group)
 
 
 def _incomplete(missing: list[Digest]) -> Incomplete:
